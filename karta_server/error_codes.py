@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from google.rpc import code_pb2  # type: ignore[import-untyped]  # ships no types
-
 from karta import v1
+
 from karta_server.errors import KartaError
 
 REASON_PREFIX = "ERROR_REASON_"
@@ -75,7 +75,8 @@ def to_error(failure: BaseException, request: str = "") -> v1.Error:
         message = "The server failed; this is a defect of Karta. Its log has more under the same request id."
         metadata = {"request": request} if request else {}
         return v1.Error(code=code_pb2.INTERNAL, reason=v1.ERROR_REASON_INTERNAL, message=message, metadata=metadata)
-    return v1.Error(code=code_of(named.reason), reason=named.reason, message=named.message, metadata=named.metadata)
+    metadata = {_text(key): _text(value) for key, value in named.metadata.items()}
+    return v1.Error(code=code_of(named.reason), reason=named.reason, message=_text(named.message), metadata=metadata)
 
 
 def _named(failure: BaseException) -> KartaError | None:
@@ -83,3 +84,8 @@ def _named(failure: BaseException) -> KartaError | None:
     if isinstance(failure, BaseExceptionGroup):
         return next((found for each in failure.exceptions if (found := _named(each))), None)
     return failure if isinstance(failure, KartaError) else None
+
+
+def _text(value: str) -> str:
+    # File names may hold bytes that are no text, which protobuf refuses.
+    return value.encode(errors="replace").decode()
