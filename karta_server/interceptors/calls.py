@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import aclosing, contextmanager
-from typing import Any, Never, Self
+from typing import TYPE_CHECKING, Any, Never, Self
 
 import grpc
 from karta import v1
@@ -15,8 +15,13 @@ from karta_server.interceptors.errors import DETAILS_KEY, code_name, grpc_code, 
 from karta_server.interceptors.record import CallRecord
 from karta_server.interceptors.trace import trace_id, traceparent
 
-Handler = grpc.RpcMethodHandler[Any, Any]
-Context = grpc.aio.ServicerContext[Any, Any]
+if TYPE_CHECKING:
+    # Generic in the stubs alone.
+    Handler = grpc.RpcMethodHandler[Any, Any]
+    Context = grpc.aio.ServicerContext[Any, Any]
+else:
+    Handler = grpc.RpcMethodHandler
+    Context = grpc.aio.ServicerContext
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
