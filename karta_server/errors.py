@@ -11,7 +11,7 @@ class KartaError(Exception):
     turned into text. interceptors/errors.py maps it to a gRPC status.
     """
 
-    def __init__(self, reason: v1.ErrorReason, message: str, **metadata: object) -> None:
+    def __init__(self, reason: v1.ErrorReason.ValueType, message: str, **metadata: object) -> None:
         super().__init__(message)
         self.reason = reason
         self.message = message

@@ -7,7 +7,7 @@ queueing and recovery are Karta's business, not the harness's.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -55,7 +55,7 @@ class HarnessSession(ABC):
         """
 
     @abstractmethod
-    def run_turn(self, prompt: Prompt) -> AsyncIterator[v1.Event]:
+    def run_turn(self, prompt: Prompt) -> AsyncGenerator[v1.Event, None]:
         """Run one turn, yielding its events in order.
 
         Set on each event: the kind, and `source`, `actor`, `step`, `part_id`,

@@ -121,9 +121,10 @@ class TurnRows(ABC):
         """Return a copy of the turn."""
 
     @abstractmethod
-    def put(self, turn: v1.Turn, *, owner: str = "", fence: int = 0) -> None:
-        """Insert or replace. `owner` and `fence` say who runs it; empty when nobody does. A second
-        RUNNING or INPUT_REQUIRED turn of a session breaks a constraint and fails the unit."""
+    def put(self, turn: v1.Turn, *, owner: str | None = None, fence: int | None = None) -> None:
+        """Insert or replace. `owner` and `fence` say who runs it; None leaves them as they are ("" and 0 in
+        a new turn). A second RUNNING or INPUT_REQUIRED turn of a session breaks a constraint and fails
+        the unit."""
 
     @abstractmethod
     def next_queued(self, key: SessionKey) -> v1.Turn | None:
@@ -198,7 +199,7 @@ class SessionReader(ABC):
         """Return the session."""
 
     @abstractmethod
-    async def list(self, tenant_id: str, where: SessionFilter, page: Page) -> tuple[list[v1.Session], str]:
+    async def page(self, tenant_id: str, where: SessionFilter, page: Page) -> tuple[list[v1.Session], str]:
         """Return sessions, newest activity first, and the cursor of the next page or ""."""
 
     @abstractmethod
@@ -214,7 +215,7 @@ class TurnReader(ABC):
         """Return the turn."""
 
     @abstractmethod
-    async def list(self, key: SessionKey, states: Sequence[int], page: Page) -> tuple[list[v1.Turn], str]:
+    async def page(self, key: SessionKey, states: Sequence[int], page: Page) -> tuple[list[v1.Turn], str]:
         """Return turns, newest first, and the cursor of the next page or ""."""
 
 
@@ -226,7 +227,7 @@ class InputReader(ABC):
         """Return the input request."""
 
     @abstractmethod
-    async def list(
+    async def page(
         self, tenant_id: str, session_id: str, turn_id: str, states: Sequence[int], page: Page
     ) -> tuple[list[v1.InputRequest], str]:
         """Return input requests, newest first, and the cursor of the next page or "". Empty ids do not filter."""

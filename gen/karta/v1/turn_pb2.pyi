@@ -116,6 +116,7 @@ class Turn(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     START_TIME_FIELD_NUMBER: _builtins.int
     END_TIME_FIELD_NUMBER: _builtins.int
+    TRACEPARENT_FIELD_NUMBER: _builtins.int
     tenant_id: _builtins.str
     """The tenant that owns the session. Set by the server."""
     session_id: _builtins.str
@@ -146,6 +147,8 @@ class Turn(_message.Message):
     """Sequence of the turn's terminal event; 0 before."""
     busy_policy: Global___BusyPolicy.ValueType
     """What was to happen had the session been busy."""
+    traceparent: _builtins.str
+    """W3C trace context of the call that started it, for what the turn starts."""
     @_builtins.property
     def message(self) -> _message_pb2.Message:
         """What was said."""
@@ -192,10 +195,11 @@ class Turn(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         start_time: _timestamp_pb2.Timestamp | None = ...,
         end_time: _timestamp_pb2.Timestamp | None = ...,
+        traceparent: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "error", b"error", "message", b"message", "start_time", b"start_time", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "attempt", b"attempt", "busy_policy", b"busy_policy", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "first_sequence", b"first_sequence", "harness", b"harness", "last_sequence", b"last_sequence", "message", b"message", "participant_id", b"participant_id", "session_id", b"session_id", "start_time", b"start_time", "state", b"state", "state_reason", b"state_reason", "tenant_id", b"tenant_id", "text", b"text", "turn_id", b"turn_id", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "attempt", b"attempt", "busy_policy", b"busy_policy", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "first_sequence", b"first_sequence", "harness", b"harness", "last_sequence", b"last_sequence", "message", b"message", "participant_id", b"participant_id", "session_id", b"session_id", "start_time", b"start_time", "state", b"state", "state_reason", b"state_reason", "tenant_id", b"tenant_id", "text", b"text", "traceparent", b"traceparent", "turn_id", b"turn_id", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
