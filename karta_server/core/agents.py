@@ -64,7 +64,7 @@ class Agents:
             return KnownAgents(None)
         return KnownAgents(frozenset(agent.name for agent in await self.adapter(harness).agents()))
 
-    async def page(self, caller: Caller, request: v1.ListAgentsRequest) -> v1.ListAgentsResponse:
+    async def list_agents(self, caller: Caller, request: v1.ListAgentsRequest) -> v1.ListAgentsResponse:
         """Return the project's agents by name."""
         checks.tenant(caller, request.tenant_id)
         return v1.ListAgentsResponse(agents=await self._list(request.harness))

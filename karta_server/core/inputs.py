@@ -1,7 +1,7 @@
 """Input requests: recorded before anyone is asked, answered once, first answer wins."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 from karta import v1
 from karta_server.core import checks, events
@@ -54,8 +54,9 @@ def ask(tx: Tx, claim: Claim, batch: Sequence[v1.Event], limit: int) -> None:
 class Inputs:
     """The rules of InputService."""
 
-    def __init__(self, store: Store, limits: v1.Limits) -> None:
+    def __init__(self, store: Store, deliver: Callable[[v1.InputRequest], Awaitable[None]], limits: v1.Limits) -> None:
         self._store = store
+        self._deliver = deliver
         self._limits = limits
 
     async def get(self, caller: Caller, request: v1.GetInputRequestRequest) -> v1.GetInputRequestResponse:
@@ -77,8 +78,8 @@ class Inputs:
         found, cursor = await self._store.inputs.page(tenant_id, request.session_id, request.turn_id, states, page)
         return v1.ListInputRequestsResponse(input_requests=found, next_page_token=cursor)
 
-    async def respond(self, caller: Caller, request: v1.RespondToInputRequest) -> tuple[v1.InputRequest, bool]:
-        """Record an answer; return the input request and whether this call is the one that answered it."""
+    async def respond(self, caller: Caller, request: v1.RespondToInputRequest) -> v1.RespondToInputResponse:
+        """Record an answer and hand it to the harness that waits for it."""
         tenant_id = checks.tenant(caller, request.tenant_id)
         checks.request_id(request.request_id, self._limits)
         checks.uuid("input_request_id", request.input_request_id)
@@ -99,7 +100,9 @@ class Inputs:
             lambda tx: once(tx, caller, request, v1.RespondToInputResponse, lambda: act(tx)),
             SessionKey(tenant_id, found.session_id),
         )
-        return response.input_request, any(won)
+        if any(won):
+            await self._deliver(response.input_request)
+        return response
 
     async def watch(
         self, tenant_id: str, session_id: str, heartbeat_seconds: float

@@ -4,7 +4,9 @@ The answer is recorded in the transaction of the change itself, so a request is
 never half done: the same id either finds the answer or does the work.
 """
 
+import asyncio
 import hashlib
+import logging
 from collections.abc import Callable
 from typing import Protocol, TypeVar
 
@@ -13,7 +15,11 @@ from google.protobuf.message import Message
 from karta import v1
 from karta_server.core.caller import Caller
 from karta_server.errors import KartaError
-from karta_server.storage.contract import Recorded, Tx
+from karta_server.storage.contract import Recorded, Store, Tx
+
+log = logging.getLogger(__name__)
+
+_EXPIRY_INTERVAL_SECONDS = 3600.0
 
 R = TypeVar("R", bound=Message)
 
@@ -48,3 +54,31 @@ def once(tx: Tx, caller: Caller, request: MutatingRequest, answer: type[R], act:
             request_id=request.request_id,
         )
     return answer.FromString(known.response)
+
+
+class Expiry:
+    """Removes answers older than a day, now and then."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin."""
+        self._task = asyncio.create_task(self._run(), name="expire requests")
+
+    async def close(self) -> None:
+        """End."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                removed = 1
+                while removed:
+                    removed = await self._store.write(lambda tx: tx.requests.expire())
+            except KartaError as error:
+                log.warning("cannot remove old answers, trying again later: %s", error.message)
+            await asyncio.sleep(_EXPIRY_INTERVAL_SECONDS)

@@ -77,6 +77,12 @@ class TurnRunner:
         active = self._active.get(key)
         return active if active is not None and active.claim.turn_id == turn_id else None
 
+    async def deliver(self, request: v1.InputRequest) -> None:
+        """Hand an answer to the turn that waits for it, if it runs here."""
+        active = self.active(SessionKey(request.tenant_id, request.session_id), request.turn_id)
+        if active is not None:
+            await active.answer(request)
+
     async def stop(self, key: SessionKey, turn_id: str, finished: v1.TurnFinished) -> None:
         """Stop a turn that runs here and wait until it is terminal."""
         active = self.active(key, turn_id)

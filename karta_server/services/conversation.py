@@ -1,0 +1,149 @@
+"""TurnService.Converse: one session on one stream."""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator
+
+from karta import v1
+from karta_server.core import checks
+from karta_server.core.caller import Caller
+from karta_server.core.inputs import Inputs
+from karta_server.core.session_log import SessionLog
+from karta_server.core.sessions import Sessions
+from karta_server.core.turns import Turns
+from karta_server.error_codes import to_error
+from karta_server.errors import KartaError
+from karta_server.services.frames import conversation_frame
+from karta_server.storage.contract import SessionKey
+
+# Frames that wait for a slow client; then commands and events are held back.
+_MAX_WAITING_FRAMES = 64
+
+
+class Conversations:
+    """What a conversation's commands are done with."""
+
+    def __init__(
+        self, sessions: Sessions, turns: Turns, inputs: Inputs, log: SessionLog, heartbeat_seconds: float
+    ) -> None:
+        self.sessions = sessions
+        self.turns = turns
+        self.inputs = inputs
+        self.log = log
+        self.heartbeat_seconds = heartbeat_seconds
+
+    async def converse(
+        self, caller: Caller, commands: AsyncIterator[v1.ConverseRequest]
+    ) -> AsyncGenerator[bytes, None]:
+        """Yield the conversation's frames.
+
+        Ends when the client has closed its side and every turn that it started
+        here is terminal.
+        """
+        opening = await anext(commands, None)
+        if opening is None or opening.WhichOneof("command") != "open":
+            raise checks.invalid("command", "must be `open` in the first message of the stream.")
+        key = SessionKey(checks.tenant(caller, opening.open.tenant_id), opening.open.session_id)
+        session = await self.sessions.get(key)
+        conversation = _Conversation(self, caller, key, checks.event_kinds(opening.open.kinds))
+        after = opening.open.after_sequence if opening.open.HasField("after_sequence") else session.latest_sequence
+        opened = v1.CommandResult(command_id=opening.command_id, opened=session)
+        yield v1.ConverseResponse(command_result=opened).SerializeToString()
+        async for frame_bytes in conversation.run(commands, after):
+            yield frame_bytes
+
+
+class _Conversation:
+    def __init__(self, core: Conversations, caller: Caller, key: SessionKey, kinds: frozenset[str]) -> None:
+        self._core = core
+        self._caller = caller
+        self._key = key
+        self._kinds = kinds | {"turn_finished"} if kinds else kinds
+        self._outgoing: asyncio.Queue[bytes | None] = asyncio.Queue(_MAX_WAITING_FRAMES)
+        self._open_turns: set[str] = set()
+        # A turn may be over before the result of its start_turn is back.
+        self._finished_turns: deque[str] = deque(maxlen=1024)
+        self._closed = False
+
+    async def run(self, commands: AsyncIterator[v1.ConverseRequest], after: int) -> AsyncGenerator[bytes, None]:
+        tasks = [asyncio.create_task(self._obey(commands)), asyncio.create_task(self._watch(after))]
+        for task in tasks:
+            task.add_done_callback(self._ended)
+        try:
+            while (outgoing := await self._next(tasks)) is not None:
+                yield outgoing
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _next(self, tasks: list[asyncio.Task[None]]) -> bytes | None:
+        outgoing = await self._outgoing.get()
+        if outgoing is None:
+            for task in tasks:
+                if task.done() and not task.cancelled():
+                    task.result()
+        return outgoing
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """End the stream when a side failed; wake a stream that waits."""
+        if not task.cancelled() and task.exception() is not None:
+            self._end()
+
+    def _end(self) -> None:
+        while self._outgoing.full():
+            self._outgoing.get_nowait()
+        self._outgoing.put_nowait(None)
+
+    async def _obey(self, commands: AsyncIterator[v1.ConverseRequest]) -> None:
+        async for command in commands:
+            result = v1.CommandResult(command_id=command.command_id)
+            try:
+                await self._do(command, result)
+            except KartaError as error:
+                result.error.CopyFrom(to_error(error))
+            await self._outgoing.put(v1.ConverseResponse(command_result=result).SerializeToString())
+        self._closed = True
+        if not self._open_turns:
+            await self._outgoing.put(None)
+
+    async def _do(self, command: v1.ConverseRequest, result: v1.CommandResult) -> None:
+        kind = command.WhichOneof("command")
+        if kind == "start_turn":
+            self._place(command.start_turn, "start_turn")
+            turn = await self._core.turns.start(self._caller, command.start_turn)
+            if turn.turn_id not in self._finished_turns:
+                self._open_turns.add(turn.turn_id)
+            result.turn_started.turn.CopyFrom(turn)
+        elif kind == "respond":
+            result.responded.CopyFrom(await self._core.inputs.respond(self._caller, command.respond))
+        elif kind == "cancel":
+            self._place(command.cancel, "cancel")
+            result.cancelled.turn.CopyFrom(await self._core.turns.cancel(self._caller, command.cancel))
+        elif kind == "open":
+            raise checks.invalid("command", "cannot be `open` twice in one stream.")
+        else:
+            checks.required("command", None)
+
+    def _place(self, request: v1.StartTurnRequest | v1.CancelTurnRequest, field: str) -> None:
+        """Fill in the conversation's own session; no other is allowed."""
+        request.tenant_id = request.tenant_id or self._key.tenant_id
+        request.session_id = request.session_id or self._key.session_id
+        if request.session_id != self._key.session_id:
+            raise checks.invalid(f"{field}.session_id", "is another session than the conversation's.")
+
+    async def _watch(self, after: int) -> None:
+        async with self._core.log.watch(self._key, after) as cursor:
+            while True:
+                frames = await cursor.next(self._core.heartbeat_seconds)
+                kept = v1.EventFrame(latest_sequence=cursor.position)
+                for event in v1.EventFrame.FromString(frames.data).events if frames else ():
+                    kind = event.WhichOneof("kind")
+                    if not self._kinds or kind in self._kinds:
+                        kept.events.append(event)
+                    if kind == "turn_finished":
+                        self._open_turns.discard(event.turn_id)
+                        self._finished_turns.append(event.turn_id)
+                await self._outgoing.put(conversation_frame(kept.SerializeToString()))
+                if self._closed and not self._open_turns:
+                    await self._outgoing.put(None)

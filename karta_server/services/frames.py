@@ -1,0 +1,89 @@
+"""From stored frames to streamed messages.
+
+Stored data is field 1 of EventFrame, repeated, which is also field 1 of every
+response that streams events; so a frame is the stored bytes and a cursor, and
+is parsed only where a filter needs it.
+"""
+
+from collections.abc import AsyncGenerator
+
+from google.protobuf import duration_pb2
+
+from karta import v1
+from karta_server.core import checks
+from karta_server.core.session_log import Cursor, SessionLog
+from karta_server.storage.contract import SessionKey
+
+_LATEST_SEQUENCE = b"\x10"
+_FIELD_ONE = b"\x0a"
+
+
+def frame(data: bytes, latest_sequence: int) -> bytes:
+    """Return an EventFrame, serialized: events and the cursor behind them."""
+    return data + _LATEST_SEQUENCE + _varint(latest_sequence)
+
+
+def conversation_frame(event_frame: bytes) -> bytes:
+    """Return a ConverseResponse, serialized, that holds an EventFrame."""
+    return _FIELD_ONE + _varint(len(event_frame)) + event_frame
+
+
+def heartbeat_seconds(interval: duration_pb2.Duration | None, default: float) -> float:
+    """Return how long a stream may be idle."""
+    if interval is None:
+        return default
+    return checks.seconds("heartbeat_interval", interval, 1, 3600)
+
+
+async def session_frames(
+    log: SessionLog, key: SessionKey, after: int, kinds: frozenset[str], *, follow: bool, idle_seconds: float
+) -> AsyncGenerator[bytes, None]:
+    """Yield a session's log behind `after`; without `follow`, up to its newest event."""
+    async with log.watch(key, after) as cursor:
+        while True:
+            frames = await cursor.next(idle_seconds if follow else 0)
+            if frames is None and not follow:
+                return
+            data = b"" if frames is None else _only(frames.data, kinds)
+            yield frame(data, cursor.position)
+
+
+async def turn_frames(
+    cursor: Cursor, turn: v1.Turn, kinds: frozenset[str], idle_seconds: float
+) -> AsyncGenerator[bytes, None]:
+    """Yield a turn's events behind the cursor, up to its turn_finished, which no filter leaves out."""
+    if turn.last_sequence and cursor.position >= turn.last_sequence:
+        yield frame(b"", cursor.position)
+        return
+    while True:
+        frames = await cursor.next(idle_seconds)
+        if frames is None:
+            yield frame(b"", cursor.position)
+            continue
+        kept = v1.EventFrame()
+        for event in v1.EventFrame.FromString(frames.data).events:
+            kind = event.WhichOneof("kind")
+            if event.turn_id != turn.turn_id:
+                continue
+            if not kinds or kind in kinds or kind == "turn_finished":
+                kept.events.append(event)
+            if kind == "turn_finished":
+                yield frame(kept.SerializeToString(), event.sequence)
+                return
+        yield frame(kept.SerializeToString(), cursor.position)
+
+
+def _only(data: bytes, kinds: frozenset[str]) -> bytes:
+    if not kinds:
+        return data
+    events = v1.EventFrame.FromString(data).events
+    return v1.EventFrame(events=[e for e in events if e.WhichOneof("kind") in kinds]).SerializeToString()
+
+
+def _varint(value: int) -> bytes:
+    encoded = bytearray()
+    while value > 0x7F:
+        encoded.append(value & 0x7F | 0x80)
+        value >>= 7
+    encoded.append(value)
+    return bytes(encoded)
