@@ -1,0 +1,1 @@
+"""The commands of kartactl, one module a noun; loaded when they are used."""
