@@ -1,0 +1,226 @@
+"""The logs of the sessions that one transaction touches.
+
+Keeps the part of a session's row that follows its log in memory, collects the
+frames of all units and appends, and writes them at the end: a statement for all
+chunks, a statement for all rows.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from sqlalchemy import Connection
+
+from karta import v1
+from karta_server.errors import KartaError
+from karta_server.storage.contract import Commit, Fence, Frames, SessionKey
+from karta_server.storage.sql import dialect
+from karta_server.storage.sql.framing import frame
+
+CHUNK_BYTES: Final = 256 * 1024
+"""A chunk ends before it exceeds this, unless one event alone does."""
+
+_ROWS_A_STATEMENT: Final = 256
+
+Clock = Callable[[], int]
+"""Nanoseconds since 1970."""
+
+
+@dataclass(slots=True)
+class Log:
+    """A session's row, its body aside, and what this transaction adds to its log."""
+
+    key: SessionKey
+    exists: bool = False
+    latest_sequence: int = 0
+    update_time: int = 0
+    active_turn_id: str = ""
+    fence: int = 0
+    metadata_digest: bytes = b""
+    frames: list[bytes] = field(default_factory=list)
+    inputs: dict[str, v1.InputRequest] = field(default_factory=dict)
+    changed: bool = False
+    deleted: bool = False
+
+    def copy(self) -> "Log":
+        """Return a copy that can change without this one."""
+        return replace(self, frames=list(self.frames), inputs=dict(self.inputs))
+
+    def clear(self) -> None:
+        """Forget all of a session that was deleted."""
+        self.exists, self.deleted = False, True
+        self.latest_sequence = self.update_time = self.fence = 0
+        self.active_turn_id, self.metadata_digest = "", b""
+        self.frames.clear()
+        self.inputs.clear()
+
+    def commit(self) -> Commit:
+        """Return what listeners hear of this transaction."""
+        frames = None
+        if self.frames:
+            first = self.latest_sequence - len(self.frames) + 1
+            frames = Frames(b"".join(self.frames), first, self.latest_sequence)
+        return Commit(self.key, frames, list(self.inputs.values()), self.deleted)
+
+
+class Logs:
+    """All logs of a transaction. `begin` … `keep` or `undo` bracket a unit."""
+
+    def __init__(self, connection: Connection, clock: Clock = time.time_ns) -> None:
+        self._connection = connection
+        self._clock = clock
+        self._logs: dict[SessionKey, Log] = {}
+        self._unit: dict[SessionKey, Log] | None = None
+        self._named: frozenset[SessionKey] = frozenset()
+
+    def load(self, keys: Iterable[SessionKey]) -> None:
+        """Read the rows of these sessions; those that do not exist are known not to."""
+        missing = [key for key in dict.fromkeys(keys) if key not in self._logs]
+        for start in range(0, len(missing), _ROWS_A_STATEMENT):
+            self._load(missing[start : start + _ROWS_A_STATEMENT])
+
+    def begin(self, named: Sequence[SessionKey]) -> None:
+        """Begin a unit that changes the named sessions and no others."""
+        self._named = frozenset(named)
+        self._unit = {}
+
+    def keep(self) -> None:
+        """End the unit with its changes."""
+        self._logs.update(self._unit or {})
+        self._unit = None
+
+    def undo(self) -> None:
+        """End the unit without its changes."""
+        self._unit = None
+
+    def find(self, key: SessionKey) -> Log:
+        """Return the log as it is now. Not to be changed."""
+        if self._unit and (log := self._unit.get(key)):
+            return log
+        if key not in self._logs:
+            self.load([key])
+        return self._logs[key]
+
+    def change(self, key: SessionKey) -> Log:
+        """Return the log to be changed, whether the session exists or not."""
+        log = self.find(key)
+        if self._unit is not None and key not in self._unit:
+            if key not in self._named:
+                raise KartaError(
+                    v1.ERROR_REASON_INTERNAL,
+                    f"A unit changes session {key.session_id}, which its call of Store.write does not name.",
+                )
+            log = self._unit[key] = log.copy()
+        log.changed = True
+        return log
+
+    def change_existing(self, key: SessionKey) -> Log:
+        """Return the log to be changed. Raises KartaError SESSION_NOT_FOUND."""
+        self._find_existing(key)
+        return self.change(key)
+
+    def append(self, key: SessionKey, events: Iterable[v1.Event], fence: Fence | None) -> int:
+        """See Tx.append. Changes nothing when it raises."""
+        log = self._find_existing(key)
+        if fence is not None and fence != (log.active_turn_id, log.fence):
+            raise KartaError(
+                v1.ERROR_REASON_FENCED,
+                f"Turn {fence.turn_id} is not run by this writer any more: the session's active turn is "
+                f"{log.active_turn_id or 'none'}, its fence {log.fence}, the writer's {fence.number}. "
+                "Stop the harness and drop its events.",
+            )
+        now = self._clock()
+        frames = _number(events, key.session_id, log.latest_sequence, now)
+        if frames:
+            log = self.change(key)
+            log.frames += frames
+            log.latest_sequence += len(frames)
+            log.update_time = now // 1_000
+        return log.latest_sequence
+
+    def flush(self) -> list[Commit]:
+        """Write chunks and rows; return what changed in each session."""
+        changed = [log for log in self._logs.values() if log.changed]
+        chunks = [chunk for log in changed for chunk in _chunks(log)]
+        for rows in _portions(chunks):
+            self._insert_chunks(rows)
+        self.flush_rows()
+        return [log.commit() for log in changed]
+
+    def flush_rows(self) -> None:
+        """Write how far the logs are, so that queries see it. May be called again."""
+        now = self._logs | (self._unit or {})
+        ahead = [(*log.key, log.latest_sequence, log.update_time) for log in now.values() if log.frames]
+        for start in range(0, len(ahead), _ROWS_A_STATEMENT):
+            values, parameters = dialect.values(ahead[start : start + _ROWS_A_STATEMENT])
+            self._connection.exec_driver_sql(
+                # Nothing but placeholders is put in, here and below.
+                "WITH log (tenant_id, session_id, latest_sequence, update_time) AS "  # noqa: S608
+                f"({values}) UPDATE sessions "
+                "SET latest_sequence = log.latest_sequence, update_time = log.update_time FROM log "
+                "WHERE sessions.tenant_id = log.tenant_id AND sessions.session_id = log.session_id",
+                parameters,
+            )
+
+    def _find_existing(self, key: SessionKey) -> Log:
+        log = self.find(key)
+        if not log.exists:
+            raise KartaError(
+                v1.ERROR_REASON_SESSION_NOT_FOUND,
+                f"There is no session {key.session_id}. It was deleted, or belongs to somebody else.",
+                session_id=key.session_id,
+            )
+        return log
+
+    def _load(self, keys: Sequence[SessionKey]) -> None:
+        values, parameters = dialect.values(keys)
+        rows = self._connection.exec_driver_sql(
+            "SELECT tenant_id, session_id, latest_sequence, update_time, active_turn_id, fence, metadata_digest "  # noqa: S608
+            f"FROM sessions WHERE (tenant_id, session_id) IN ({values})",
+            parameters,
+        )
+        self._logs.update((key, Log(key)) for key in keys)
+        for tenant_id, session_id, *columns in rows:
+            key = SessionKey(tenant_id, session_id)
+            self._logs[key] = Log(key, True, *columns)
+
+    def _insert_chunks(self, rows: Sequence[tuple[str, str, int, int, bytes]]) -> None:
+        values, parameters = dialect.values(rows)
+        self._connection.exec_driver_sql(
+            f"INSERT INTO event_chunks (tenant_id, session_id, first_sequence, last_sequence, frames) {values}",
+            parameters,
+        )
+
+
+def _number(events: Iterable[v1.Event], session_id: str, latest: int, now: int) -> list[bytes]:
+    seconds, nanos = divmod(now, 1_000_000_000)
+    frames = []
+    for sequence, event in enumerate(events, latest + 1):
+        event.sequence = sequence
+        event.session_id = session_id
+        event.create_time.seconds = seconds
+        event.create_time.nanos = nanos
+        frames.append(frame(event.SerializeToString()))
+    return frames
+
+
+Chunk = tuple[str, str, int, int, bytes]
+
+
+def _chunks(log: Log) -> Iterable[Chunk]:
+    frames = log.frames
+    sequence = log.latest_sequence - len(frames)
+    start = size = 0
+    for index, data in enumerate(frames):
+        if size and size + len(data) > CHUNK_BYTES:
+            yield (*log.key, sequence + start + 1, sequence + index, b"".join(frames[start:index]))
+            start, size = index, 0
+        size += len(data)
+    if size:
+        yield (*log.key, sequence + start + 1, log.latest_sequence, b"".join(frames[start:]))
+
+
+def _portions(chunks: Sequence[Chunk]) -> Iterable[Sequence[Chunk]]:
+    for start in range(0, len(chunks), _ROWS_A_STATEMENT):
+        yield chunks[start : start + _ROWS_A_STATEMENT]

@@ -1,0 +1,182 @@
+"""Reading, beside the writer: on connections that cannot write."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Select, bindparam, select, tuple_
+
+from karta import v1
+from karta_server.storage.contract import (
+    EventReader,
+    Frames,
+    InputReader,
+    Page,
+    SessionFilter,
+    SessionKey,
+    SessionReader,
+    TurnReader,
+)
+from karta_server.storage.sql import cursors, framing, tables
+from karta_server.storage.sql.dialect import Query
+from karta_server.storage.sql.read_connections import ReadConnections
+from karta_server.storage.sql.rows import read_session
+
+_sessions = tables.sessions.c
+_metadata = tables.session_metadata.c
+_memories = tables.session_memories.c
+_turns = tables.turns.c
+_inputs = tables.inputs.c
+_chunks = tables.event_chunks.c
+
+_SESSIONS = select(_sessions.body, _sessions.latest_sequence, _sessions.update_time, _sessions.session_id)
+_SESSION = Query(
+    _SESSIONS.where(_sessions.tenant_id == bindparam("tenant"), _sessions.session_id == bindparam("session"))
+)
+_MEMORY = Query(
+    select(_memories.memory).where(
+        _memories.tenant_id == bindparam("tenant"), _memories.session_id == bindparam("session")
+    )
+)
+_TURN = Query(
+    select(_turns.body).where(
+        _turns.tenant_id == bindparam("tenant"),
+        _turns.session_id == bindparam("session"),
+        _turns.turn_id == bindparam("turn"),
+    )
+)
+_INPUT = Query(
+    select(_inputs.body).where(_inputs.tenant_id == bindparam("tenant"), _inputs.input_request_id == bindparam("input"))
+)
+_CHUNKS_BEHIND = Query(
+    select(_chunks.first_sequence, _chunks.last_sequence, _chunks.frames)
+    .where(
+        _chunks.tenant_id == bindparam("tenant"),
+        _chunks.session_id == bindparam("session"),
+        _chunks.last_sequence > bindparam("after"),
+    )
+    .order_by(_chunks.last_sequence)
+)
+
+
+class SqlSessionReader(SessionReader):
+    """See the contract."""
+
+    def __init__(self, connections: ReadConnections) -> None:
+        self._connections = connections
+
+    async def get(self, key: SessionKey) -> v1.Session | None:
+        rows = await self._connections.all(_SESSION, tenant=key.tenant_id, session=key.session_id)
+        return read_session(*rows[0][:3]) if rows else None
+
+    async def page(self, tenant_id: str, where: SessionFilter, page: Page) -> tuple[list[v1.Session], str]:
+        statement = _matching(_SESSIONS.where(_sessions.tenant_id == tenant_id), tenant_id, where)
+        if page.cursor:
+            position = tuple_(_sessions.update_time, _sessions.session_id)
+            statement = statement.where(position < cursors.decode("sessions", page.cursor, int, str))
+        statement = statement.order_by(_sessions.update_time.desc(), _sessions.session_id.desc())
+        rows, more = await _page(self._connections, statement, page.size)
+        cursor = cursors.encode("sessions", *rows[-1][2:]) if more else ""
+        return [read_session(*row[:3]) for row in rows], cursor
+
+    async def memory(self, key: SessionKey) -> bytes:
+        rows = await self._connections.all(_MEMORY, tenant=key.tenant_id, session=key.session_id)
+        return rows[0][0] if rows else b""
+
+
+class SqlTurnReader(TurnReader):
+    """See the contract."""
+
+    def __init__(self, connections: ReadConnections) -> None:
+        self._connections = connections
+
+    async def get(self, key: SessionKey, turn_id: str) -> v1.Turn | None:
+        rows = await self._connections.all(_TURN, tenant=key.tenant_id, session=key.session_id, turn=turn_id)
+        return v1.Turn.FromString(rows[0][0]) if rows else None
+
+    async def page(self, key: SessionKey, states: Sequence[int], page: Page) -> tuple[list[v1.Turn], str]:
+        statement = select(_turns.body, _turns.first_sequence, _turns.turn_id).where(
+            _turns.tenant_id == key.tenant_id, _turns.session_id == key.session_id
+        )
+        if states:
+            statement = statement.where(_turns.state.in_(states))
+        if page.cursor:
+            position = tuple_(_turns.first_sequence, _turns.turn_id)
+            statement = statement.where(position < cursors.decode("turns", page.cursor, int, str))
+        statement = statement.order_by(_turns.first_sequence.desc(), _turns.turn_id.desc())
+        rows, more = await _page(self._connections, statement, page.size)
+        cursor = cursors.encode("turns", *rows[-1][1:]) if more else ""
+        return [v1.Turn.FromString(row[0]) for row in rows], cursor
+
+
+class SqlInputReader(InputReader):
+    """See the contract."""
+
+    def __init__(self, connections: ReadConnections) -> None:
+        self._connections = connections
+
+    async def get(self, tenant_id: str, input_request_id: str) -> v1.InputRequest | None:
+        rows = await self._connections.all(_INPUT, tenant=tenant_id, input=input_request_id)
+        return v1.InputRequest.FromString(rows[0][0]) if rows else None
+
+    async def page(
+        self, tenant_id: str, session_id: str, turn_id: str, states: Sequence[int], page: Page
+    ) -> tuple[list[v1.InputRequest], str]:
+        statement = select(_inputs.body, _inputs.input_request_id).where(_inputs.tenant_id == tenant_id)
+        if session_id:
+            statement = statement.where(_inputs.session_id == session_id)
+        if turn_id:
+            statement = statement.where(_inputs.turn_id == turn_id)
+        if states:
+            statement = statement.where(_inputs.state.in_(states))
+        if page.cursor:
+            (behind,) = cursors.decode("inputs", page.cursor, str)
+            statement = statement.where(_inputs.input_request_id < behind)
+        rows, more = await _page(self._connections, statement.order_by(_inputs.input_request_id.desc()), page.size)
+        cursor = cursors.encode("inputs", rows[-1][1]) if more else ""
+        return [v1.InputRequest.FromString(row[0]) for row in rows], cursor
+
+
+class SqlEventReader(EventReader):
+    """See the contract."""
+
+    def __init__(self, connections: ReadConnections) -> None:
+        self._connections = connections
+
+    async def read(self, key: SessionKey, after: int, max_bytes: int) -> Frames | None:
+        parts: list[bytes] = []
+        last, room = after, max_bytes
+        chunks = self._connections.stream(_CHUNKS_BEHIND, tenant=key.tenant_id, session=key.session_id, after=after)
+        async with chunks as rows:
+            async for first, behind, frames in rows:
+                start = framing.skip(frames, last + 1 - first)
+                size = len(frames) - start
+                if size > room:
+                    break
+                parts.append(frames[start:])
+                last, room = behind, room - size
+            else:
+                return Frames(b"".join(parts), after + 1, last) if parts else None
+        # Of the chunk that is too large, what there is room for; all of an event if it is the first.
+        count, end = framing.fit(frames, start, room, at_least=0 if parts else 1)
+        parts.append(frames[start:end])
+        return Frames(b"".join(parts), after + 1, last + count)
+
+
+async def _page(connections: ReadConnections, statement: Select[Any], size: int) -> tuple[Sequence[Any], bool]:
+    rows = await connections.all(Query(statement.limit(size + 1)))
+    return rows[:size], len(rows) > size
+
+
+def _matching(statement: Select[Any], tenant_id: str, where: SessionFilter) -> Select[Any]:
+    wanted = ((_sessions.user_id, where.user_id), (_sessions.state, where.state), (_sessions.agent, where.agent))
+    for column, value in wanted:
+        if value:
+            statement = statement.where(column == value)
+    if where.query:
+        statement = statement.where(_sessions.search.contains(where.query.casefold(), autoescape=True))
+    for key, value in where.metadata.items():
+        having = select(_metadata.session_id).where(
+            _metadata.tenant_id == tenant_id, _metadata.key == key, _metadata.value == value
+        )
+        statement = statement.where(_sessions.session_id.in_(having))
+    return statement

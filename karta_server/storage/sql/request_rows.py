@@ -1,0 +1,59 @@
+"""Answers given to request_ids, inside of a unit."""
+
+from typing import Final
+
+from sqlalchemy import Connection, bindparam, delete, select, tuple_
+
+from karta_server.storage.contract import Recorded, RequestRows
+from karta_server.storage.sql import dialect, tables
+from karta_server.storage.sql.logs import Clock
+
+LIFETIME_MICROS: Final = 24 * 60 * 60 * 1_000_000
+_EXPIRED_AT_ONCE: Final = 1_000
+
+_requests = tables.requests.c
+_GET = select(_requests.fingerprint, _requests.response).where(
+    _requests.tenant_id == bindparam("tenant"),
+    _requests.principal == bindparam("principal"),
+    _requests.request_id == bindparam("request"),
+    _requests.create_time > bindparam("after"),
+)
+_PUT = dialect.upsert(tables.requests)
+_KEY = tuple_(_requests.tenant_id, _requests.principal, _requests.request_id)
+_EXPIRED = (
+    select(_requests.tenant_id, _requests.principal, _requests.request_id)
+    .where(_requests.create_time <= bindparam("after"))
+    .order_by(_requests.create_time)
+    .limit(_EXPIRED_AT_ONCE)
+)
+_EXPIRE = delete(tables.requests).where(_KEY.in_(_EXPIRED))
+
+
+class SqlRequestRows(RequestRows):
+    """See the contract."""
+
+    def __init__(self, connection: Connection, clock: Clock) -> None:
+        self._connection = connection
+        self._clock = clock
+
+    def get(self, tenant_id: str, principal: str, request_id: str) -> Recorded | None:
+        key = {"tenant": tenant_id, "principal": principal, "request": request_id}
+        row = self._connection.execute(_GET, {**key, "after": self._expired_before()}).first()
+        return None if row is None else Recorded(row.fingerprint, row.response)
+
+    def put(self, tenant_id: str, principal: str, request_id: str, recorded: Recorded) -> None:
+        row = {
+            "tenant_id": tenant_id,
+            "principal": principal,
+            "request_id": request_id,
+            "fingerprint": recorded.fingerprint,
+            "response": recorded.response,
+            "create_time": self._clock() // 1_000,
+        }
+        self._connection.execute(_PUT, row)
+
+    def expire(self) -> int:
+        return self._connection.execute(_EXPIRE, {"after": self._expired_before()}).rowcount
+
+    def _expired_before(self) -> int:
+        return self._clock() // 1_000 - LIFETIME_MICROS
