@@ -1,0 +1,315 @@
+"""Zero configuration: the server of a project folder, joined when there is one and started otherwise.
+
+A server that was started here listens on a hold socket besides: it ends when
+nobody is connected to that any more. The connection is all that ties it to its
+users, so it goes with the last of them however that one ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import select
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import IO, NamedTuple
+
+from karta_client.errors import EmbeddedServerError
+
+_START_LIMIT_SECONDS = 30.0
+_OTHER_LIMIT_SECONDS = 5.0  # For a server that another process starts, before a new try of our own.
+_CONNECT_LIMIT_SECONDS = 5.0
+_TRIES = 6
+_EXIT_IN_USE = 75
+_SOCKET_PATH_LIMIT_BYTES = 100
+_LOG_LIMIT_BYTES = 256 * 1024
+_TAIL_BYTES = 4096
+
+
+class Record(NamedTuple):
+    """What a server publishes about itself in server.json."""
+
+    pid: int
+    address: str
+    hold: str | None
+
+
+class EmbeddedServer:
+    """This process's share in the server of a project. One for each project, shared by all its users.
+
+    `address` is where the server listens; it may change in `ensure`.
+    """
+
+    def __init__(self, project: Path) -> None:
+        self.project = project
+        self.state = project / ".karta"
+        self.address = ""
+        self.users = 0
+        self._lock = threading.Lock()
+        self._record: Record | None = None
+        self._hold: socket.socket | None = None
+
+    def ensure(self) -> None:
+        """Make sure that a server serves the folder, and hold it. Blocks up to 30 s.
+
+        Raises EmbeddedServerError.
+        """
+        with self._lock:
+            if self._record is None or not self._is_alive(self._record):
+                self.close()
+                self._find()
+
+    def close(self) -> None:
+        """Let go of the server; idempotent."""
+        self._record = None
+        if self._hold is not None:
+            self._hold.close()
+            self._hold = None
+
+    def _find(self) -> None:
+        deadline = time.monotonic() + _START_LIMIT_SECONDS
+        for _ in range(_TRIES):
+            if self._join():
+                return
+            if self._start(deadline) and self._join():
+                return
+            if self._join_other(min(deadline, time.monotonic() + _OTHER_LIMIT_SECONDS)):
+                return
+            if time.monotonic() > deadline:
+                break
+        raise EmbeddedServerError(f"No server came up in {self.state}.", log=_tail(self.state / "server.log", 0))
+
+    def _join(self) -> bool:
+        """Connect to the server that server.json names; false when there is none any more."""
+        record = _read_record(self.state / "server.json")
+        if record is None or not _process_exists(record.pid):
+            return False
+        try:
+            connection = _connect(f"unix:{record.hold}" if record.hold else record.address)
+        except OSError:
+            return False
+        if record.hold:
+            connection.setblocking(False)
+            self._hold = connection
+        else:
+            connection.close()
+        self._record, self.address = record, record.address
+        return True
+
+    def _join_other(self, deadline: float) -> bool:
+        """Wait for the server that another process is starting."""
+        delay = 0.01
+        while not self._join():
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(delay)
+            delay = min(delay * 2, 0.2)
+        return True
+
+    def _start(self, deadline: float) -> bool:
+        """Start a server; true when it serves, false when another one has the folder."""
+        try:
+            self.state.mkdir(mode=0o700, exist_ok=True)
+            listen = socket_path(self.state)
+            with _open_log(self.state / "server.log") as log:
+                begin = log.tell()
+                child = _spawn(self.project, listen, log)
+        except OSError as error:
+            raise EmbeddedServerError(f"Cannot start a server in {self.project}: {error}") from error
+        try:
+            if _read_line(child, deadline):
+                _reap_later(child)
+                return True
+            ending = f"ended with code {child.wait(_CONNECT_LIMIT_SECONDS)}"
+        except (TimeoutError, subprocess.TimeoutExpired):
+            ending = "did not start in time"
+        finally:
+            if child not in _children:
+                _kill(child)
+        if child.returncode == _EXIT_IN_USE:
+            return False
+        message = f"The embedded server of {self.project} {ending}."
+        raise EmbeddedServerError(message, log=_tail(self.state / "server.log", begin))
+
+    def _is_alive(self, record: Record) -> bool:
+        if self._hold is None:
+            return _read_record(self.state / "server.json") == record and _process_exists(record.pid)
+        try:
+            return bool(self._hold.recv(1, socket.MSG_PEEK))
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+
+
+_servers: dict[Path, EmbeddedServer] = {}
+_servers_lock = threading.Lock()
+_children: set[subprocess.Popen[bytes]] = set()
+_inherited: list[object] = []
+
+
+def acquire(project: Path) -> EmbeddedServer:
+    """Join or start the server of the project; every call is followed by one `release`.
+
+    Blocks up to 30 s. Raises EmbeddedServerError.
+    """
+    project = project.resolve()
+    if not project.is_dir():
+        raise EmbeddedServerError(f"There is no folder {project}.")
+    with _servers_lock:
+        server = _servers.setdefault(project, EmbeddedServer(project))
+        server.users += 1
+    try:
+        server.ensure()
+    except BaseException:
+        release(server)
+        raise
+    return server
+
+
+def release(server: EmbeddedServer) -> None:
+    """Give up one share; with the last one the process lets go of the server."""
+    with _servers_lock:
+        if _servers.get(server.project) is not server:
+            return  # Inherited by a fork, which dropped it.
+        server.users -= 1
+        if server.users == 0:
+            del _servers[server.project]
+            server.close()
+
+
+def socket_path(state: Path) -> Path:
+    """Return where the server shall listen: in the state folder, or in a private one when that path is too long."""
+    path = state / "karta.sock"
+    if len(os.fsencode(path)) < _SOCKET_PATH_LIMIT_BYTES:
+        return path
+    digest = hashlib.sha256(os.fsencode(state)).hexdigest()[:16]
+    base = os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()
+    folder = Path(base) / f"karta-{os.getuid()}-{digest}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) & 0o077:
+        raise PermissionError(f"{folder} must be a folder of yours that nobody else can enter")
+    return folder / "karta.sock"
+
+
+def _read_record(path: Path) -> Record | None:
+    try:
+        content = json.loads(path.read_text())
+        return Record(int(content["pid"]), str(content["address"]), content.get("hold"))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _process_exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
+def _connect(address: str) -> socket.socket:
+    family = socket.AF_UNIX if address.startswith("unix:") else socket.AF_INET
+    if family == socket.AF_INET:
+        host, _, port = address.rpartition(":")
+        return socket.create_connection((host.strip("[]"), int(port)), _CONNECT_LIMIT_SECONDS)
+    connection = socket.socket(family)
+    try:
+        connection.settimeout(_CONNECT_LIMIT_SECONDS)
+        connection.connect(address.removeprefix("unix:"))
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _open_log(path: Path) -> IO[bytes]:
+    log = path.open("ab")
+    if log.tell() > _LOG_LIMIT_BYTES:
+        log.truncate(0)
+        log.seek(0)
+    return log
+
+
+def _tail(path: Path, begin: int) -> str:
+    try:
+        with path.open("rb") as log:
+            size = log.seek(0, os.SEEK_END)
+            log.seek(max(begin, size - _TAIL_BYTES))
+            return log.read().decode(errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def _spawn(project: Path, listen: Path, log: IO[bytes]) -> subprocess.Popen[bytes]:
+    # -P: modules in the current folder must not take the place of installed ones.
+    module = [sys.executable, "-P", "-m", "karta_server.cli"]
+    return subprocess.Popen(
+        [*module, "dev-serve", str(project), "--listen", f"unix:{listen}", "--embedded"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=log,
+        start_new_session=True,
+    )
+
+
+def _read_line(child: subprocess.Popen[bytes], deadline: float) -> bool:
+    """Wait for the line that says that the server serves; false when it ends without. Raises TimeoutError."""
+    assert child.stdout is not None
+    line = b""
+    with child.stdout as output:
+        poll = select.poll()
+        poll.register(output, select.POLLIN)
+        while not line.endswith(b"\n"):
+            if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+                raise TimeoutError
+            piece = os.read(output.fileno(), 4096)
+            if not piece:
+                return False
+            line += piece
+    return True
+
+
+def _reap_later(child: subprocess.Popen[bytes]) -> None:
+    """Collect the exit of a server whenever it ends, so that it leaves no zombie in a long-lived process."""
+
+    def wait() -> None:
+        child.wait()
+        _children.discard(child)
+
+    _children.add(child)
+    threading.Thread(target=wait, name="karta-embedded-server", daemon=True).start()
+
+
+def _kill(child: subprocess.Popen[bytes]) -> None:
+    if child.poll() is None:
+        os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
+
+
+def _forget_in_child() -> None:
+    """After a fork: what was the parent's is neither used nor ended here."""
+    global _servers_lock
+    _servers_lock = threading.Lock()
+    _inherited.extend(_children)
+    _children.clear()
+    for server in _servers.values():
+        _inherited.append(server)
+        with contextlib.suppress(OSError):
+            server.close()  # Only this process's copy; the parent keeps its own.
+    _servers.clear()
+
+
+os.register_at_fork(after_in_child=_forget_in_child)
