@@ -79,13 +79,16 @@ def load(project: str | Path = ".", environ: Mapping[str, str] | None = None, **
     folder = _project(project)
     file = _File(folder / FILE_NAME)
     values: dict[str, Value] = {key: setting.default for key, setting in BY_KEY.items()}
+    embedded = bool(flags.get("embedded"))
+    if embedded:
+        # Its log is a file that nobody watches growing.
+        values["log_level"] = "warning"
     if file.values.get("state"):
         values["state"] = str(folder / str(file.values.pop("state")))
     values |= file.values | _from_environment(environ) | _from_flags(flags)
     _check_sizes(values)
     state = Path(str(values["state"]) or folder / ".karta").absolute()
     sockets = socket_folder(state, [Path(environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir())])
-    embedded = bool(flags.get("embedded"))
     # An embedded server is private: a port that others set is not for it.
     private = embedded and flags.get("listen") is None
     return Config(

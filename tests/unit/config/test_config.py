@@ -10,7 +10,8 @@ import pytest
 from karta import v1
 from karta_server.config import load
 from karta_server.errors import KartaError
-from karta_server.settings import BY_KEY, SETTINGS, table
+from karta_server.harness import registry
+from karta_server.settings import BY_KEY, HARNESSES, SETTINGS, table
 
 
 def refused(project: Path, environ: dict[str, str] | None = None, **flags: object) -> KartaError:
@@ -258,6 +259,8 @@ def test_embedded_server_is_private(tmp_path):
     config = load(tmp_path, environ={"KARTA_LISTEN": "127.0.0.1:10"}, embedded=True)
     assert config.listen == f"unix:{config.sockets}/karta.sock"
     assert load(tmp_path, environ={}, embedded=True, listen="127.0.0.1:0").listen == "127.0.0.1:0"
+    assert config.log_level == "warning"
+    assert load(tmp_path, environ={}, embedded=True, log_level="debug").log_level == "debug"
 
 
 def test_sockets_of_a_long_state_path_are_elsewhere(tmp_path):
@@ -281,6 +284,10 @@ def test_table_explains_every_setting():
         assert setting.variable in text
         assert setting.help.endswith(".")
         assert setting.check(setting.default) == setting.default
+
+
+def test_harnesses_are_those_of_the_registry():
+    assert tuple(registry.ADAPTERS) == HARNESSES
 
 
 def test_unknown_flag_is_a_mistake_of_the_program(tmp_path):
