@@ -15,6 +15,8 @@ from serving import dev_serve
 
 from karta import v1
 from karta.v1.server_service_pb2_grpc import ServerServiceStub
+from karta.v1.session_service_pb2_grpc import SessionServiceStub
+from karta.v1.turn_service_pb2_grpc import TurnServiceStub
 from karta_server import hold
 
 USER = "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); print(1, flush=True); input()"
@@ -25,11 +27,27 @@ def info(address: str) -> v1.ServerInfo:
         return ServerServiceStub(channel).GetServerInfo(v1.GetServerInfoRequest(), timeout=10).server
 
 
-def wait_for(condition, seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+def start_long_turn(channel: grpc.Channel, seconds: float) -> v1.Turn:
+    """Start a turn that runs for so long, and return when it does."""
+    session = SessionServiceStub(channel).CreateSession(v1.CreateSessionRequest(), timeout=10).session
+    message = v1.Message(parts=[v1.Part(text=f'SCRIPT:[[{{"text": "begun"}}, {{"delay": {seconds}}}]]END')])
+    start = v1.StartTurnRequest(session_id=session.session_id, message=message)
+    stream = TurnServiceStub(channel).RunTurn(v1.RunTurnRequest(start=start), timeout=30)
+    for frame in stream:
+        for event in frame.events:
+            if event.WhichOneof("kind") == "text":
+                stream.cancel()
+                return v1.Turn(session_id=session.session_id, turn_id=event.turn_id)
+    raise AssertionError("the turn ended without a word")
+
+
+def state_after_restart(project, environment, turn: v1.Turn) -> str:
+    with dev_serve(project, environment, "--listen", "127.0.0.1:0") as served:
+        with grpc.insecure_channel(served.address) as channel:
+            request = v1.GetTurnRequest(session_id=turn.session_id, turn_id=turn.turn_id)
+            found = TurnServiceStub(channel).GetTurn(request, timeout=10).turn
+        assert served.end(signal.SIGTERM) == 0
+    return v1.TurnState.Name(found.state)
 
 
 def connect(path: str) -> socket.socket:
@@ -56,6 +74,37 @@ def test_serves_on_a_free_port_and_says_so_everywhere(project, environment):
         assert served.end(signal.SIGTERM) == 0
         assert served.process.stdout.read() == ""
         assert not (state / "server.json").exists()
+
+
+def test_signal_lets_a_running_turn_finish(project, environment):
+    with dev_serve(project, environment, "--listen", "127.0.0.1:0") as served:
+        with grpc.insecure_channel(served.address) as channel:
+            turn = start_long_turn(channel, 1.5)
+        assert served.end(signal.SIGTERM) == 0
+    assert state_after_restart(project, environment, turn) == "TURN_STATE_COMPLETED"
+
+
+def test_turn_that_outlasts_the_drain_is_interrupted(project, environment):
+    environment["KARTA_DRAIN_SECONDS"] = "0.5"
+    with dev_serve(project, environment, "--listen", "127.0.0.1:0") as served:
+        with grpc.insecure_channel(served.address) as channel:
+            turn = start_long_turn(channel, 60)
+        assert served.end(signal.SIGTERM) == 0
+    assert state_after_restart(project, environment, turn) == "TURN_STATE_INTERRUPTED"
+
+
+def test_second_signal_does_not_wait(project, environment):
+    with dev_serve(project, environment, "--listen", "127.0.0.1:0") as served:
+        with grpc.insecure_channel(served.address) as channel:
+            turn = start_long_turn(channel, 60)
+        begun = time.monotonic()
+        served.process.send_signal(signal.SIGINT)
+        # server.json goes first of all, so the signal has come.
+        while (project / ".karta" / "server.json").exists():
+            time.sleep(0.01)
+        assert served.end(signal.SIGINT) == 0
+        assert time.monotonic() - begun < 15
+    assert state_after_restart(project, environment, turn) == "TURN_STATE_INTERRUPTED"
 
 
 def test_unix_socket_is_private_and_goes_with_the_server(project, environment):
