@@ -39,6 +39,7 @@ class Supervisor:
         self._memory = memory
         self._idle_seconds = idle_seconds
         self._places = asyncio.Semaphore(max_live)
+        self._waiting = 0
         self._warm: OrderedDict[SessionKey, _Warm] = OrderedDict()
         self._sweeper: asyncio.Task[None] | None = None
 
@@ -60,7 +61,10 @@ class Supervisor:
         except BaseException:
             await self._close(session)
             raise
-        self._warm[key] = _Warm(session, asyncio.get_running_loop().time())
+        if self._waiting and self._places.locked():
+            await self._close(session)
+        else:
+            self._warm[key] = _Warm(session, asyncio.get_running_loop().time())
 
     async def discard(self, key: SessionKey) -> None:
         """Close a session's harness if it is warm."""
@@ -78,10 +82,14 @@ class Supervisor:
             await adapter.close()
 
     async def _open(self, key: SessionKey, harness: str) -> HarnessSession:
-        if self._places.locked() and self._warm:
-            _, oldest = self._warm.popitem(last=False)
-            await self._close(oldest.session)
-        await self._places.acquire()
+        self._waiting += 1
+        try:
+            if self._places.locked() and self._warm:
+                _, oldest = self._warm.popitem(last=False)
+                await self._close(oldest.session)
+            await self._places.acquire()
+        finally:
+            self._waiting -= 1
         try:
             return await self._adapters[harness].open(key.session_id, await self._memory(key))
         except BaseException:
