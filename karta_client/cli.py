@@ -31,7 +31,7 @@ class Kartactl(LazyGroup):
     def main(self, args: Sequence[str] | None = None, *rest: Any, **extra: Any) -> Any:
         """Run a command line; always ends with SystemExit."""
         invocation = Invocation()
-        extra = {"prog_name": "kartactl"} | extra | {"obj": invocation, "standalone_mode": False}
+        extra |= {"prog_name": "kartactl", "obj": invocation, "standalone_mode": False}
         sys.exit(_guarded(lambda: super(Kartactl, self).main(args, *rest, **extra), invocation))
 
 

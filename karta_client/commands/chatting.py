@@ -57,18 +57,25 @@ class Chat:
         }
 
     async def run(self) -> int:
-        """Hold the conversation; return the exit code."""
-        step, after = Step.REOPEN, self.session.latest_sequence
-        while step is Step.REOPEN:
-            session_id = self.session.session_id
+        """Hold the conversation; return the exit code. Raises KartaError when the server is lost for good."""
+        step, after = Step.GO_ON, self.session.latest_sequence
+        while step is not Step.END:
+            followed = self.session.session_id
             self.follower = Follower(
-                self.connection, self.session, self.renderer.event, after=after, participant_id=self.participant
+                self.connection, self.session, self._show, after=after, participant_id=self.participant
             )
             async with self.follower:
                 step = await self._converse()
-            same = self.session.session_id == session_id
+            same = self.session.session_id == followed
             after = self.follower.cursor if same else self.session.latest_sequence
+            if step is Step.REOPEN and same:
+                self.session = (await self.connection.call(calls.get_session(followed))).session
         return NEEDS_INPUT if self.follower.pending and self.follower.active_turn_id else OK
+
+    def _show(self, event: v1.Event) -> None:
+        if event.HasField("agent_handoff"):
+            self.session.agent = event.agent_handoff.to_agent
+        self.renderer.event(event)
 
     async def _converse(self) -> Step:
         step = await self._guarded(self._catch_up())

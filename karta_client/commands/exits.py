@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Mapping
 
 from karta_client.commands.cleaning import clean
 from karta_client.errors import EmbeddedServerError, KartaError
@@ -52,12 +53,12 @@ _OF_STATUS = {
 class CommandError(Exception):
     """Ends the command with an exit code and an error that says what to do."""
 
-    def __init__(self, exit_code: int, reason: str, message: str, **metadata: str) -> None:
+    def __init__(self, exit_code: int, reason: str, message: str, metadata: Mapping[str, str] | None = None) -> None:
         super().__init__(message)
         self.exit_code = exit_code
         self.reason = reason
         self.message = message
-        self.metadata = metadata
+        self.metadata = dict(metadata or {})
 
 
 def describe(error: Exception) -> tuple[CommandError, str]:
@@ -68,7 +69,11 @@ def describe(error: Exception) -> tuple[CommandError, str]:
         return CommandError(UNAVAILABLE, error.reason, error.message), "UNAVAILABLE"
     if isinstance(error, KartaError):
         code = _OF_STATUS.get(error.code, INTERNAL)
-        return CommandError(code, error.reason, error.message, **error.metadata), error.code
+        # Without a reason it is gRPC that speaks, and it does not say what to do.
+        todo = (
+            ". Is a server there? One is started with: karta-runtime dev-serve" if error.reason == "UNAVAILABLE" else ""
+        )
+        return CommandError(code, error.reason, error.message + todo, error.metadata), error.code
     return CommandError(INTERNAL, "INTERNAL", f"{type(error).__name__}: {error}. This is a defect of kartactl."), ""
 
 

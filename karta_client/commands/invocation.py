@@ -1,6 +1,5 @@
 """What all commands share: the global options before or after the command's name, lazy groups, the connection."""
 
-import asyncio
 import importlib
 import json
 from collections.abc import Awaitable, Callable, Sequence
@@ -31,6 +30,8 @@ class Invocation:
 
     def run(self, command: Callable[["Connection"], Awaitable[int | None]]) -> int:
         """Run a command with a connection; return its exit code, 0 for None. Raises OutputClosedError."""
+        import asyncio
+
         try:
             return asyncio.run(self._connected(command))
         except BrokenPipeError:

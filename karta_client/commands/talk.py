@@ -209,16 +209,16 @@ class _Exchange:
     def _needs_input(self, request: v1.InputRequest) -> exits.CommandError:
         question = request.kind == v1.INPUT_KIND_QUESTION
         how = "--answer 1=LABEL" if question else "--allow or --deny"
+        asked = shorten(request.title or request.tool_name, 200)
         message = (
-            f"{shorten(request.title or request.tool_name, 200)}. Answer with: "
-            f"kartactl inputs respond {request.input_request_id} {how}. {self._fate('waits')}"
+            f"{asked} - answer with: kartactl inputs respond {request.input_request_id} {how}. {self._fate('waits')}"
         )
         ids = {
             "input_request_id": request.input_request_id,
             "session_id": request.session_id,
             "turn_id": request.turn_id,
         }
-        return exits.CommandError(exits.NEEDS_INPUT, "INPUT_REQUIRED", message, **ids)
+        return exits.CommandError(exits.NEEDS_INPUT, "INPUT_REQUIRED", message, ids)
 
     def _fate(self, what: str) -> str:
         """Return what becomes of the turn when this command ends now."""
@@ -226,7 +226,7 @@ class _Exchange:
         ids = f"{self.turn.session_id} {self.turn.turn_id}"
         if self.invocation.server_ends_with_us():
             return (
-                "The server of this folder ends with its last user, and interrupts the turn; "
+                "This folder's server ends when nobody uses it any more, and the turn with it; "
                 "keep one running with: karta-runtime dev-serve"
             )
         return f"The turn {what}. Watch it: kartactl turns watch {ids}; stop it: kartactl turns cancel {ids}"
@@ -245,4 +245,4 @@ class _Exchange:
             output.line(clean(turn.text) if sys.stdout.isatty() else turn.text)
         else:
             why = error_line(turn.error) if turn.HasField("error") else turn.state_reason
-            sys.stderr.write(f"kartactl: the turn is {output.state_of(turn)}: {why}\n")
+            sys.stderr.write(f"kartactl: turn {output.state_of(turn)}: {clean(why)}\n")
