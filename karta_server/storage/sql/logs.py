@@ -1,11 +1,14 @@
-"""The logs of the sessions that one transaction touches.
+"""The logs of the sessions that the writer writes.
 
 Keeps the part of a session's row that follows its log in memory, collects the
-frames of all units and appends, and writes them at the end: a statement for all
-chunks, a statement for all rows.
+frames of all units and appends of a transaction, and writes them at its end: a
+statement for all chunks, a statement for all rows.
+
+The thread of the writer gives up the GIL with every statement and every row
+that it reads, and a busy event loop gives it back late. So what is known of
+recent sessions is kept from one transaction to the next: nobody else writes.
 """
 
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
@@ -22,6 +25,7 @@ CHUNK_BYTES: Final = 256 * 1024
 """A chunk ends before it exceeds this, unless one event alone does."""
 
 _ROWS_A_STATEMENT: Final = 256
+_KNOWN_SESSIONS: Final = 4_096
 
 Clock = Callable[[], int]
 """Nanoseconds since 1970."""
@@ -40,7 +44,6 @@ class Log:
     metadata_digest: bytes = b""
     frames: list[bytes] = field(default_factory=list)
     inputs: dict[str, v1.InputRequest] = field(default_factory=dict)
-    changed: bool = False
     deleted: bool = False
 
     def copy(self) -> "Log":
@@ -63,32 +66,36 @@ class Log:
             frames = Frames(b"".join(self.frames), first, self.latest_sequence)
         return Commit(self.key, frames, list(self.inputs.values()), self.deleted)
 
+    def settle(self) -> None:
+        """Begin the next transaction."""
+        self.frames, self.inputs, self.deleted = [], {}, False
+
 
 class Logs:
-    """All logs of a transaction. `begin` … `keep` or `undo` bracket a unit."""
+    """All logs. `begin` … `keep` or `undo` bracket a unit; `flush` and `committed` or `lost` a transaction."""
 
-    def __init__(self, connection: Connection, clock: Clock = time.time_ns) -> None:
+    def __init__(self, connection: Connection, clock: Clock) -> None:
         self._connection = connection
         self._clock = clock
-        self._logs: dict[SessionKey, Log] = {}
+        self._known: dict[SessionKey, Log] = {}
+        self._changed: dict[SessionKey, Log] = {}
         self._unit: dict[SessionKey, Log] | None = None
-        self._named: frozenset[SessionKey] = frozenset()
 
     def load(self, keys: Iterable[SessionKey]) -> None:
         """Read the rows of these sessions; those that do not exist are known not to."""
-        missing = [key for key in dict.fromkeys(keys) if key not in self._logs]
+        missing = [key for key in dict.fromkeys(keys) if key not in self._known]
         for start in range(0, len(missing), _ROWS_A_STATEMENT):
             self._load(missing[start : start + _ROWS_A_STATEMENT])
 
-    def begin(self, named: Sequence[SessionKey]) -> None:
-        """Begin a unit that changes the named sessions and no others."""
-        self._named = frozenset(named)
+    def begin(self) -> None:
+        """Begin a unit."""
         self._unit = {}
 
     def keep(self) -> None:
         """End the unit with its changes."""
-        self._logs.update(self._unit or {})
-        self._unit = None
+        unit, self._unit = self._unit or {}, None
+        self._known.update(unit)
+        self._changed.update(unit)
 
     def undo(self) -> None:
         """End the unit without its changes."""
@@ -98,21 +105,17 @@ class Logs:
         """Return the log as it is now. Not to be changed."""
         if self._unit and (log := self._unit.get(key)):
             return log
-        if key not in self._logs:
-            self.load([key])
-        return self._logs[key]
+        if key not in self._known:
+            self._load([key])
+        return self._known[key]
 
     def change(self, key: SessionKey) -> Log:
         """Return the log to be changed, whether the session exists or not."""
         log = self.find(key)
-        if self._unit is not None and key not in self._unit:
-            if key not in self._named:
-                raise KartaError(
-                    v1.ERROR_REASON_INTERNAL,
-                    f"A unit changes session {key.session_id}, which its call of Store.write does not name.",
-                )
+        if self._unit is None:
+            self._changed[key] = log
+        elif key not in self._unit:
             log = self._unit[key] = log.copy()
-        log.changed = True
         return log
 
     def change_existing(self, key: SessionKey) -> Log:
@@ -140,18 +143,17 @@ class Logs:
         return log.latest_sequence
 
     def flush(self) -> list[Commit]:
-        """Write chunks and rows; return what changed in each session."""
-        changed = [log for log in self._logs.values() if log.changed]
-        chunks = [chunk for log in changed for chunk in _chunks(log)]
-        for rows in _portions(chunks):
-            self._insert_chunks(rows)
+        """Write chunks and rows; return what the transaction changed in each session."""
+        chunks = [chunk for log in self._changed.values() for chunk in _chunks(log)]
+        for start in range(0, len(chunks), _ROWS_A_STATEMENT):
+            self._insert_chunks(chunks[start : start + _ROWS_A_STATEMENT])
         self.flush_rows()
-        return [log.commit() for log in changed]
+        return [log.commit() for log in self._changed.values()]
 
     def flush_rows(self) -> None:
         """Write how far the logs are, so that queries see it. May be called again."""
-        now = self._logs | (self._unit or {})
-        ahead = [(*log.key, log.latest_sequence, log.update_time) for log in now.values() if log.frames]
+        logs = self._changed | (self._unit or {})
+        ahead = [(*log.key, log.latest_sequence, log.update_time) for log in logs.values() if log.frames]
         for start in range(0, len(ahead), _ROWS_A_STATEMENT):
             values, parameters = dialect.values(ahead[start : start + _ROWS_A_STATEMENT])
             self._connection.exec_driver_sql(
@@ -162,6 +164,20 @@ class Logs:
                 "WHERE sessions.tenant_id = log.tenant_id AND sessions.session_id = log.session_id",
                 parameters,
             )
+
+    def committed(self) -> None:
+        """Begin the next transaction, knowing what this one left."""
+        for key, log in self._changed.items():
+            log.settle()
+            self._known[key] = self._known.pop(key)
+        self._changed.clear()
+        while len(self._known) > _KNOWN_SESSIONS:
+            del self._known[next(iter(self._known))]
+
+    def lost(self) -> None:
+        """Begin the next transaction, knowing nothing: this one was rolled back."""
+        self._known.clear()
+        self._changed.clear()
 
     def _find_existing(self, key: SessionKey) -> Log:
         log = self.find(key)
@@ -180,12 +196,12 @@ class Logs:
             f"FROM sessions WHERE (tenant_id, session_id) IN ({values})",
             parameters,
         )
-        self._logs.update((key, Log(key)) for key in keys)
+        self._known.update((key, Log(key)) for key in keys)
         for tenant_id, session_id, *columns in rows:
             key = SessionKey(tenant_id, session_id)
-            self._logs[key] = Log(key, True, *columns)
+            self._known[key] = Log(key, True, *columns)
 
-    def _insert_chunks(self, rows: Sequence[tuple[str, str, int, int, bytes]]) -> None:
+    def _insert_chunks(self, rows: "Sequence[Chunk]") -> None:
         values, parameters = dialect.values(rows)
         self._connection.exec_driver_sql(
             f"INSERT INTO event_chunks (tenant_id, session_id, first_sequence, last_sequence, frames) {values}",
@@ -219,8 +235,3 @@ def _chunks(log: Log) -> Iterable[Chunk]:
         size += len(data)
     if size:
         yield (*log.key, sequence + start + 1, log.latest_sequence, b"".join(frames[start:]))
-
-
-def _portions(chunks: Sequence[Chunk]) -> Iterable[Sequence[Chunk]]:
-    for start in range(0, len(chunks), _ROWS_A_STATEMENT):
-        yield chunks[start : start + _ROWS_A_STATEMENT]

@@ -8,9 +8,10 @@ from typing import TypeVar
 from karta import v1
 from karta_server.storage.contract import Commit, Fence, SessionKey, Store, Unit
 from karta_server.storage.sql.logs import Clock
+from karta_server.storage.sql.operation import Bounds, Operation
 from karta_server.storage.sql.read_connections import ReadConnections
 from karta_server.storage.sql.readers import SqlEventReader, SqlInputReader, SqlSessionReader, SqlTurnReader
-from karta_server.storage.sql.writer import Bounds, Operation, Writer
+from karta_server.storage.sql.writer import Writer
 
 T = TypeVar("T")
 
@@ -36,12 +37,13 @@ class SqlStore(Store):
         await self._connections.close()
 
     async def write(self, unit: Unit[T], *sessions: SessionKey) -> T:
-        return await self._writer.submit(Operation(lambda transaction: transaction.run(unit, sessions), sessions))
+        return await self._writer.submit(Operation(lambda transaction: transaction.run(unit), sessions))
 
     async def append(self, key: SessionKey, events: Sequence[v1.Event], fence: Fence | None) -> int:
-        size = sum(event.ByteSize() for event in events)
+        batch = tuple(events)  # The caller may be cancelled, and use its list for something else.
+        size = sum(event.ByteSize() for event in batch)
         return await self._writer.submit(
-            Operation(lambda transaction: transaction.append(key, events, fence), (key,), size)
+            Operation(lambda transaction: transaction.append(key, batch, fence), (key,), size)
         )
 
     def subscribe(self, listener: Callable[[Sequence[Commit]], None]) -> Callable[[], None]:
