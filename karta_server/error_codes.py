@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from google.rpc import code_pb2  # type: ignore[import-untyped]  # ships no types
-from karta import v1
 
+from karta import v1
 from karta_server.errors import KartaError
 
 REASON_PREFIX = "ERROR_REASON_"
