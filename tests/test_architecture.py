@@ -186,7 +186,12 @@ def test_only_the_writer_opens_write_transactions():
         and re.search(r"connection|engine", ast.unparse(node.value))
     }
     assert openers == TRANSACTION_OPENERS
-    users = {path.name for path in sources for name, _ in imports(path) if name == f"{dotted(folder)}.transaction"}
+    users = {
+        path.name
+        for path in sources
+        for node in ast.walk(TREES[path])
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Transaction"
+    }
     assert users == TRANSACTION_USERS
 
 
