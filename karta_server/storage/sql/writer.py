@@ -25,7 +25,7 @@ from karta_server.storage.contract import Commit
 from karta_server.storage.sql import dialect, schema
 from karta_server.storage.sql.logs import Clock
 from karta_server.storage.sql.operation import Bounds, Group, Operation
-from karta_server.storage.sql.transaction import NotBegunError, Transaction
+from karta_server.storage.sql.transaction import Transaction
 
 T = TypeVar("T")
 Listener = Callable[[Sequence[Commit]], None]
@@ -171,7 +171,7 @@ class Writer:
         group: Group = []
         try:
             while group := self._take():
-                self._commit(transaction, group)
+                self._commit(connection, transaction, group)
                 group = []  # While it waits for more, the thread holds no events.
         except BaseException as error:
             self._call(self._die, group, error)
@@ -195,21 +195,25 @@ class Writer:
             self._queue.put(None)  # The end, which the next call is to find too.
         return group
 
-    def _commit(self, transaction: Transaction, group: Group) -> None:
-        def work() -> None:
-            for operation in group:
-                operation.attempt(transaction)
-
+    def _commit(self, connection: Connection, transaction: Transaction, group: Group) -> None:
         try:
-            commits = transaction.transact(work, (key for operation in group for key in operation.sessions))
+            begun = connection.begin()
+        except dialect.DatabaseFailure as error:
+            self._fail(group, error)
+            return
+        try:
+            with begun:
+                commits = _run(transaction, group)
         except Exception as error:
-            if len(group) == 1 or isinstance(error, NotBegunError):
-                self._fail(group, error.__cause__ or error)
+            transaction.lost()
+            if len(group) == 1:
+                self._fail(group, error)
                 return
             # One of them may be all that is wrong.
             for operation in group:
-                self._commit(transaction, [operation])
+                self._commit(connection, transaction, [operation])
         else:
+            transaction.committed()
             self._call(self._finish, group, commits)
 
     def _fail(self, group: Group, error: BaseException) -> None:
@@ -234,6 +238,13 @@ def _connect(engine: Engine) -> Connection:
     except dialect.DatabaseFailure as error:
         raise dialect.unavailable(error) from error
     return connection
+
+
+def _run(transaction: Transaction, group: Group) -> Sequence[Commit]:
+    transaction.load(key for operation in group for key in operation.sessions)
+    for operation in group:
+        operation.attempt(transaction)
+    return transaction.flush()
 
 
 def _resolve(future: asyncio.Future[None], error: BaseException | None) -> None:
