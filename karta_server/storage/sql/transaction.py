@@ -1,41 +1,48 @@
 """The transactions of the writer: appends and units of many callers in each."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 from sqlalchemy import Connection
 
 from karta import v1
 from karta_server.storage.contract import Commit, Fence, SessionKey, Unit
+from karta_server.storage.sql import dialect
 from karta_server.storage.sql.logs import Clock, Logs
 from karta_server.storage.sql.rows import SqlTx
 
 T = TypeVar("T")
 
 
+class NotBegunError(Exception):
+    """The database did not give the write lock; the cause says why."""
+
+
 class Transaction:
-    """What operations run in, and what is known from one transaction to the next."""
+    """What operations run in: one at a time, from its begin to its commit."""
 
     def __init__(self, connection: Connection, clock: Clock) -> None:
         self._connection = connection
         self._logs = Logs(connection, clock)
         self._tx = SqlTx(connection, self._logs, clock)
 
-    def load(self, sessions: Iterable[SessionKey]) -> None:
-        """Read ahead what operations on these sessions need."""
-        self._logs.load(sessions)
-
-    def flush(self) -> Sequence[Commit]:
-        """Write what is collected, before the commit; return what has changed once that has succeeded."""
-        return self._logs.flush()
-
-    def committed(self) -> None:
-        """Be ready for the next transaction."""
+    def transact(self, work: Callable[[], None], sessions: Iterable[SessionKey]) -> Sequence[Commit]:
+        """Begin, do the work, which changes these sessions, and commit. Raises what the database raises;
+        then nothing is changed. Raises NotBegunError when it was not even begun."""
+        try:
+            transaction = self._connection.begin()
+        except dialect.DatabaseFailure as error:
+            raise NotBegunError from error
+        try:
+            with transaction:
+                self._logs.load(sessions)
+                work()
+                commits = self._logs.flush()
+        except BaseException:
+            self._logs.lost()
+            raise
         self._logs.committed()
-
-    def lost(self) -> None:
-        """Be ready for the next transaction: this one was rolled back."""
-        self._logs.lost()
+        return commits
 
     def run(self, unit: Unit[T]) -> T:
         """Run a unit. What it changed is gone when it raises."""

@@ -25,7 +25,7 @@ from karta_server.storage.contract import Commit
 from karta_server.storage.sql import dialect, schema
 from karta_server.storage.sql.logs import Clock
 from karta_server.storage.sql.operation import Bounds, Group, Operation
-from karta_server.storage.sql.transaction import Transaction
+from karta_server.storage.sql.transaction import NotBegunError, Transaction
 
 T = TypeVar("T")
 Listener = Callable[[Sequence[Commit]], None]
@@ -171,7 +171,7 @@ class Writer:
         group: Group = []
         try:
             while group := self._take():
-                self._commit(connection, transaction, group)
+                self._commit(transaction, group)
                 group = []  # While it waits for more, the thread holds no events.
         except BaseException as error:
             self._call(self._die, group, error)
@@ -195,25 +195,21 @@ class Writer:
             self._queue.put(None)  # The end, which the next call is to find too.
         return group
 
-    def _commit(self, connection: Connection, transaction: Transaction, group: Group) -> None:
+    def _commit(self, transaction: Transaction, group: Group) -> None:
+        def work() -> None:
+            for operation in group:
+                operation.attempt(transaction)
+
         try:
-            begun = connection.begin()
-        except dialect.DatabaseFailure as error:
-            self._fail(group, error)
-            return
-        try:
-            with begun:
-                commits = _run(transaction, group)
+            commits = transaction.transact(work, (key for operation in group for key in operation.sessions))
         except Exception as error:
-            transaction.lost()
-            if len(group) == 1:
-                self._fail(group, error)
+            if len(group) == 1 or isinstance(error, NotBegunError):
+                self._fail(group, error.__cause__ or error)
                 return
             # One of them may be all that is wrong.
             for operation in group:
-                self._commit(connection, transaction, [operation])
+                self._commit(transaction, [operation])
         else:
-            transaction.committed()
             self._call(self._finish, group, commits)
 
     def _fail(self, group: Group, error: BaseException) -> None:
@@ -238,13 +234,6 @@ def _connect(engine: Engine) -> Connection:
     except dialect.DatabaseFailure as error:
         raise dialect.unavailable(error) from error
     return connection
-
-
-def _run(transaction: Transaction, group: Group) -> Sequence[Commit]:
-    transaction.load(key for operation in group for key in operation.sessions)
-    for operation in group:
-        operation.attempt(transaction)
-    return transaction.flush()
 
 
 def _resolve(future: asyncio.Future[None], error: BaseException | None) -> None:
