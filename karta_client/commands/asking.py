@@ -6,6 +6,7 @@ import os
 import stat
 import sys
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
 MAX_LINE_BYTES = 1 << 20
 
 
+Prompt = str | Callable[[], str]
+"""What is shown in front of a line; a function is asked again whenever the prompt is drawn anew."""
+
+
 class CtrlCError(Exception):
     """Ctrl-C at a prompt. No KeyboardInterrupt: that would tear down the event loop on its way."""
 
@@ -28,7 +33,7 @@ class Lines(ABC):
     """Where a person's lines come from."""
 
     @abstractmethod
-    async def read(self, prompt: str, *, default: str = "", record: bool = False) -> str:
+    async def read(self, prompt: Prompt, *, default: str = "", record: bool = False) -> str:
         """Return the next line without its end.
 
         `default` is text to begin with; where it cannot be edited, an empty
@@ -58,7 +63,7 @@ class TerminalLines(Lines):
             output=output, enable_open_in_editor=True, interrupt_exception=CtrlCError
         )
 
-    async def read(self, prompt: str, *, default: str = "", record: bool = False) -> str:
+    async def read(self, prompt: Prompt, *, default: str = "", record: bool = False) -> str:
         """Ask with a prompt."""
         from prompt_toolkit.patch_stdout import patch_stdout
 
@@ -74,14 +79,14 @@ class StreamLines(Lines):
         self._reader: asyncio.StreamReader | None = None
         self._transport: asyncio.ReadTransport | None = None
 
-    async def read(self, prompt: str, *, default: str = "", record: bool = False) -> str:
+    async def read(self, prompt: Prompt, *, default: str = "", record: bool = False) -> str:
         """Take the next line."""
         raw = await self._next()
         if not raw:
             raise EOFError
         text = raw.decode("utf-8", "replace").rstrip("\r\n")
         if not record:
-            sys.stdout.write(f"{prompt}{clean(text)}\n")
+            sys.stdout.write(f"{prompt() if callable(prompt) else prompt}{clean(text)}\n")
             sys.stdout.flush()
         return text or default
 

@@ -82,7 +82,7 @@ class Chat:
         interrupted = False
         while step is Step.GO_ON:
             try:
-                line = (await self.lines.read(self.prompt(), record=True)).strip()
+                line = (await self.lines.read(self.prompt, record=True)).strip()
             except EOFError:
                 return Step.END
             except CtrlCError:

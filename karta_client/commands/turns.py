@@ -160,7 +160,9 @@ async def _meant(connection: "Connection", session_id: str, turn: str) -> str:
         return session.active_turn_id
     if newest := await _list(connection, session_id, 1):
         return newest[0].turn_id
-    raise exits.CommandError(exits.NOT_FOUND, "TURN_NOT_FOUND", "the session has no turns yet", {"session_id": session_id})
+    raise exits.CommandError(
+        exits.NOT_FOUND, "TURN_NOT_FOUND", "the session has no turns yet", {"session_id": session_id}
+    )
 
 
 def _show(invocation: Invocation, turn: v1.Turn) -> None:

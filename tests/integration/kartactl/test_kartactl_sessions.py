@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 import pytest
-from conftest import Kartactl
+from kartactl_server import Kartactl
 
 from karta_client import __version__
 

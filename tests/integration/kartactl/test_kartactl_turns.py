@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from conftest import Kartactl, ServerProcess
+from kartactl_server import Kartactl, ServerProcess
 
 ASKS = 'SCRIPT:[[{"tool":"Bash","input":{"command":"x"}}],[{"text":"done"}]]END'
 TWICE = 'SCRIPT:[[{"tool":"Bash","input":{"command":"a"}},{"tool":"Write","input":{"path":"b"}}],[{"text":"done"}]]END'
@@ -69,7 +69,7 @@ def test_stream_for_people(kartactl: Kartactl) -> None:
         "  allowed once by developer",
         '  Bash {"command": "x"}',
         "done",
-        "4 in · 1 out",
+        "2 in · 1 out",
     ]
 
 

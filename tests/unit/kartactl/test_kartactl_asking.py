@@ -5,7 +5,7 @@ import io
 import pytest
 
 from karta import v1
-from karta_client.commands.asking import Lines, ask, chosen
+from karta_client.commands.asking import Lines, Prompt, ask, chosen
 from karta_client.terminal import Renderer, make_console
 
 ALL = [
@@ -23,8 +23,8 @@ class Typed(Lines):
         self.lines = list(lines)
         self.prompts: list[tuple[str, str]] = []
 
-    async def read(self, prompt: str, *, default: str = "", record: bool = False) -> str:
-        self.prompts.append((prompt, default))
+    async def read(self, prompt: Prompt, *, default: str = "", record: bool = False) -> str:
+        self.prompts.append((str(prompt), default))
         if not self.lines:
             raise EOFError
         return self.lines.pop(0) or default
