@@ -17,6 +17,7 @@ help: ## Show what there is to make.
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
 
 install: $(STAMP) ## Make .venv with everything; does nothing when it is there.
+	@echo "Installed in .venv: $$($(BIN)/karta-runtime --version)"
 
 demo: $(STAMP) ## Show the main job with the real Claude Code and a scripted model; MODEL=real for your own login.
 	@$(PY) -m karta_server.testing.demo $(if $(MODEL),--model $(MODEL))
@@ -51,7 +52,7 @@ types: $(STAMP)
 # What a fresh machine lacks is said before anything is written.
 preflight:
 	@if [ -z "$(PYTHON)" ]; then \
-		echo "Karta needs Python 3.11 or newer, and found: $$(python3 --version 2>&1 || echo none)."; \
+		echo "Karta needs Python 3.11 or newer, and found $$(python3 --version 2>/dev/null || echo no python3)."; \
 		echo "Install it (Debian, Ubuntu: sudo apt-get install python3 python3-venv), or name one: make PYTHON=/path/to/python3.11"; \
 		exit 1; fi
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || command -v uv >/dev/null || { \
