@@ -6,8 +6,8 @@ from contextlib import aclosing, contextmanager
 from typing import TYPE_CHECKING, Any, Never, Self
 
 import grpc
-from karta import v1
 
+from karta import v1
 from karta_server.error_codes import REASON_PREFIX
 from karta_server.errors import KartaError
 from karta_server.interceptors.caller import current_caller, developer

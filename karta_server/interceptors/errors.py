@@ -6,8 +6,8 @@ from itertools import islice
 import grpc
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]  # ships no types
-from karta import v1
 
+from karta import v1
 from karta_server.error_codes import CODE_OF, REASON_PREFIX, to_error
 
 __all__ = ["DETAILS_KEY", "DOMAIN", "STATUS_OF", "code_name", "cut", "grpc_code", "status", "to_error"]

@@ -13,9 +13,9 @@ import pytest
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
+
 from karta import v1
 from karta.v1.turn_service_pb2_grpc import TurnServiceServicer, TurnServiceStub, add_TurnServiceServicer_to_server
-
 from karta_server.errors import KartaError
 from karta_server.interceptors.caller import caller
 from karta_server.interceptors.calls import CallInterceptor

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import grpc
 import pytest
-from karta import v1
 
+from karta import v1
 from karta_server.error_codes import CODE_OF, to_error
 from karta_server.errors import KartaError
 from karta_server.interceptors.errors import STATUS_OF, cut, grpc_code, status
