@@ -8,7 +8,7 @@ from typing import IO, Any, ClassVar
 from rich.console import Console
 
 from karta import v1
-from karta_client.commands.cleaning import clean, visible
+from karta_client.cleaning import clean, visible
 
 
 def exact_input(tool_input: str) -> str:

@@ -5,17 +5,19 @@ import json
 import os
 import stat
 import sys
+import termios
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from karta import v1
-from karta_client.commands.cleaning import clean, visible
+from karta_client.cleaning import clean, visible
 from karta_client.commands.exits import USAGE, CommandError
 from karta_client.terminal import Renderer
 
 if TYPE_CHECKING:
+    from prompt_toolkit import PromptSession
     from prompt_toolkit.completion import Completer
 
 MAX_LINE_BYTES = 1 << 20
@@ -40,6 +42,10 @@ class Lines(ABC):
         line means it. `record` keeps the line in the history. Raises EOFError
         at the end and CtrlCError for Ctrl-C.
         """
+
+    def close(self) -> None:
+        """Let go of the input; idempotent."""
+        return
 
 
 class TerminalLines(Lines):
@@ -68,8 +74,18 @@ class TerminalLines(Lines):
         from prompt_toolkit.patch_stdout import patch_stdout
 
         session = self._main if record else self._answers
+        if not record:
+            _forget_typed(session)
         with patch_stdout(raw=True):
             return await session.prompt_async(prompt, default=default, handle_sigint=False)
+
+
+def _forget_typed(session: "PromptSession[str]") -> None:
+    """Drop what was typed before a question was shown: nobody meant it as the answer."""
+    from prompt_toolkit.input.typeahead import clear_typeahead
+
+    clear_typeahead(session.app.input)
+    termios.tcflush(sys.stdin.fileno(), termios.TCIFLUSH)
 
 
 class StreamLines(Lines):
@@ -106,7 +122,6 @@ class StreamLines(Lines):
         return sys.stdin.readline(MAX_LINE_BYTES).encode()
 
     def close(self) -> None:
-        """Let go of stdin."""
         if self._transport:
             self._transport.close()
 
@@ -144,7 +159,8 @@ async def _permission(request: v1.InputRequest, lines: Lines, renderer: Renderer
         typed = (await lines.read(prompt)).strip()
         key, _, rest = typed.partition(" ")
         key = {"yes": "y", "no": "n"}.get(key.lower(), key.lower())
-        if key not in keys:
+        # "yes, but ..." is not a yes.
+        if key not in keys or (rest and key != "n"):
             renderer.line(f"Type one of: {' '.join(sorted(keys))}", "yellow")
         elif key == "n":
             message = rest.strip() or (await lines.read("What to tell the agent (may be empty): ")).strip()

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from karta import v1
 from karta_client import calls
+from karta_client.cleaning import clean
 from karta_client.commands.asking import CtrlCError, Lines, ask
-from karta_client.commands.cleaning import clean
 from karta_client.commands.exits import NEEDS_INPUT, OK
 from karta_client.commands.following import Follower
 from karta_client.errors import KartaError
@@ -48,6 +48,7 @@ class Chat:
         self.renderer = renderer
         self.participant = participant
         self.follower: Follower
+        self._stopping: asyncio.Task[Step] | None = None
         self.commands: dict[str, tuple[Handler, str]] = {
             "/help": (self._help, "what can be typed here"),
             "/inputs": (self._inputs, "answer what waits in this session"),
@@ -58,6 +59,12 @@ class Chat:
 
     async def run(self) -> int:
         """Hold the conversation; return the exit code. Raises KartaError when the server is lost for good."""
+        try:
+            return await self._run()
+        finally:
+            self.lines.close()
+
+    async def _run(self) -> int:
         step, after = Step.GO_ON, self.session.latest_sequence
         while step is not Step.END:
             followed = self.session.session_id
@@ -137,14 +144,16 @@ class Chat:
             except CtrlCError:
                 await self.cancel(turn_id)
                 await self.follower.finish(turn_id, self._answer)
+            finally:
+                if self._stopping:
+                    await self._stopping
 
     async def _answer(self, request: v1.InputRequest) -> v1.InputResponse:
         return await ask(request, self.lines, self.renderer)
 
     def _stop(self, turn_id: str) -> None:
         self.renderer.line("cancelling the turn", "yellow")
-        task = asyncio.ensure_future(self._guarded(self.cancel(turn_id)))
-        self._stopping = task
+        self._stopping = asyncio.create_task(self._guarded(self.cancel(turn_id)))
 
     async def cancel(self, turn_id: str) -> None:
         """Cancel a turn; returns when it is over."""

@@ -4,7 +4,7 @@ import json
 import sys
 from collections.abc import Mapping
 
-from karta_client.commands.cleaning import clean
+from karta_client.cleaning import clean
 from karta_client.errors import EmbeddedServerError, KartaError
 
 OK = 0

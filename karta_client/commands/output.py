@@ -13,7 +13,7 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from karta import v1
-from karta_client.commands.cleaning import clean
+from karta_client.cleaning import clean
 
 # Legal in JSON as they are, but a terminal may act on them; inside a string their escapes mean the same.
 _UNSAFE = re.compile("[\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")

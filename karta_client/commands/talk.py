@@ -9,16 +9,18 @@ import click
 
 from karta import v1
 from karta_client import calls
+from karta_client.cleaning import clean
 from karta_client.commands import exits, output
 from karta_client.commands.asking import CtrlCError, Lines, StreamLines, TerminalLines, ask
 from karta_client.commands.chatting import Chat
-from karta_client.commands.cleaning import clean
 from karta_client.commands.following import Follower
 from karta_client.commands.invocation import Command, Invocation, pairs, pass_invocation
 from karta_client.terminal import Renderer, error_line, make_console, shorten
 
 if TYPE_CHECKING:
     from karta_client.connection import Connection
+
+_MAX_MESSAGE = 4 * 1024 * 1024
 
 
 @dataclass
@@ -100,7 +102,7 @@ Examples:
   kartactl stream "Go on" --session 0199c2b4-… --approve allow-once
   kartactl stream "Hello" --output jsonl | jq -j '.text.text // empty'
 
-With --output jsonl every event is a line; their sequences have no gap.""",
+With --output json or jsonl every event is a line; their sequences have no gap.""",
 )
 @click.argument("message")
 @_conversation
@@ -166,7 +168,9 @@ class _Exchange:
 
     def run(self, message: str) -> int:
         if message == "-":
-            message = sys.stdin.read()
+            message = sys.stdin.read(_MAX_MESSAGE + 1)
+            if len(message) > _MAX_MESSAGE:
+                raise click.UsageError(f"the message is longer than {_MAX_MESSAGE} characters")
         try:
             return self.invocation.run(lambda connection: self._converse(connection, message))
         except (KeyboardInterrupt, CtrlCError):

@@ -68,6 +68,13 @@ def test_approvals_at_the_terminal(repl: TerminalProgram) -> None:
     assert "Allow" not in repl.expect("done\n").replace(ASKS, "")
 
 
+def test_what_was_typed_before_a_question_does_not_answer_it(repl: TerminalProgram) -> None:
+    repl.type(ASKS + ENTER + "y" + ENTER)
+    repl.expect("n deny]")
+    say(repl, "n no")
+    repl.expect("failed: no")
+
+
 def test_questions_at_the_terminal(repl: TerminalProgram) -> None:
     say(repl, QUESTION)
     repl.expect("  2 blue - b")

@@ -62,6 +62,7 @@ ONCE = v1.Allow(scope=v1.ALLOW_SCOPE_ONCE)
             ["e", '{"command": "ls"}'],
             v1.InputResponse(allow=v1.Allow(scope=v1.ALLOW_SCOPE_ONCE, updated_input='{"command": "ls"}')),
         ),
+        (["yes but not now", "y please", "n", ""], v1.InputResponse(deny=v1.Deny())),
         (["", "x", "y"], v1.InputResponse(allow=ONCE)),
         (["e", "[1]", "n", ""], v1.InputResponse(deny=v1.Deny())),
         (["e", "{", "y"], v1.InputResponse(allow=ONCE)),

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from karta_client.commands.cleaning import clean, visible
+from karta_client.cleaning import clean, visible
 from karta_client.terminal import exact_input, short_input, shorten
 
 ATTACKS = {
