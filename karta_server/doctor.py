@@ -13,10 +13,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from karta import v1
+from karta_server.adapters import build_adapters
 from karta_server.config import Config, load
 from karta_server.errors import KartaError
 from karta_server.harness import registry
-from karta_server.harness.contract import HarnessAdapter, HarnessSettings
+from karta_server.harness.contract import HarnessAdapter
 
 DISTRIBUTION = "karta-grpc"
 LEAST_PYTHON = (3, 11)
@@ -116,23 +117,13 @@ def _installed(name: str) -> bool:
 
 
 async def _harnesses(config: Config) -> list[Finding]:
-    adapters = {name: _adapter(config, name) for name in registry.ADAPTERS}
+    adapters = build_adapters(config)
     if config.harness and config.harness not in adapters:
         known = ", ".join(adapters)
         return [Finding("harness", False, f"{config.harness!r} is none that Karta knows", f"Use one of: {known}.")]
     chosen = config.harness or await registry.detect(config.project, adapters)
     findings = [await _harness(adapter, name == chosen) for name, adapter in adapters.items()]
     return [*findings, await _agents(adapters[chosen])]
-
-
-def _adapter(config: Config, name: str) -> HarnessAdapter:
-    settings = HarnessSettings(
-        project=config.project,
-        state=config.state / "harness" / name,
-        environment=config.harness_environment,
-        options=config.harness_options.get(name, {}),
-    )
-    return registry.load(name)(settings)
 
 
 async def _harness(adapter: HarnessAdapter, chosen: bool) -> Finding:

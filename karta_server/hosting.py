@@ -49,7 +49,7 @@ async def host(config: Config, announce: Callable[[str, str], None]) -> None:
                 held = await stack.enter_async_context(Hold(config.sockets / "hold.sock", signals.stop.set))
                 hold = str(held.path)
             stack.enter_context(_published(record, address, hold))
-            announce(address, getattr(server, "default_harness", config.harness))
+            announce(address, server.default_harness)
             await signals.stop.wait()
 
 

@@ -1,6 +1,7 @@
 """The one composition root: a grpc.aio server made from a Config."""
 
 import logging
+from contextlib import AsyncExitStack
 from importlib.metadata import version
 
 import grpc
@@ -16,6 +17,7 @@ from karta.v1 import (
     session_service_pb2_grpc,
     turn_service_pb2_grpc,
 )
+from karta_server.adapters import build_adapters
 from karta_server.config import Config
 from karta_server.core.active_turn import Surroundings
 from karta_server.core.agents import Agents
@@ -29,7 +31,6 @@ from karta_server.core.turn_runner import TurnRunner
 from karta_server.core.turns import Turns
 from karta_server.errors import KartaError
 from karta_server.harness import registry
-from karta_server.harness.contract import HarnessAdapter, HarnessSettings
 from karta_server.harness.supervisor import Supervisor
 from karta_server.ids import new_id
 from karta_server.interceptors.calls import CallInterceptor
@@ -55,48 +56,56 @@ class Server:
 
     def __init__(self, config: Config) -> None:
         self.instance_id = new_id()
+        self.default_harness = config.harness
+        """The harness of sessions that name none; found out in `start` when the configuration names none."""
         self._config = config
         self._store = SqlStore(config.state / "karta.db")
-        self._adapters = {name: _adapter(config, name) for name in registry.ADAPTERS}
+        self._adapters = build_adapters(config)
+        self._resources = AsyncExitStack()
 
     async def start(self) -> str:
         """Open the store, end what an earlier process left, and serve; return the bound address.
 
-        Raises KartaError SCHEMA_TOO_NEW, ADDRESS_REFUSED.
+        Raises KartaError SCHEMA_TOO_NEW, ADDRESS_REFUSED; nothing is left open then.
         """
-        await self._store.open()
         try:
+            self._resources.push_async_callback(self._store.close)
+            await self._store.open()
             await recover(self._store)
             await self._compose()
             return await self._serve()
         except BaseException:
-            await self._store.close()
+            await self._resources.aclose()
             raise
 
     async def stop(self, drain_seconds: float) -> None:
-        """Take no new work, let turns finish for a while, interrupt the rest, and let go of everything."""
+        """Take no new work, let turns finish for a while, interrupt the rest, and let go of everything.
+
+        When it is cancelled, call it again with less time.
+        """
         await self._health.enter_graceful_shutdown()
         await self._runner.drain(drain_seconds)
         await self._grpc.stop(_CALL_GRACE_SECONDS)
-        await self._supervisor.close()
-        await self._expiry.close()
-        self._log.close()
-        await self._store.close()
+        await self._resources.aclose()
 
     async def _compose(self) -> None:
         config = self._config
-        self._default_harness = config.harness or await registry.detect(config.project, self._adapters)
-        self._agents = Agents(self._adapters, self._default_harness, config.agent)
-        self._supervisor = Supervisor(
+        self.default_harness = config.harness or await registry.detect(config.project, self._adapters)
+        self._agents = Agents(self._adapters, self.default_harness, config.agent)
+        self._log = SessionLog(self._store)
+        self._resources.callback(self._log.close)
+        expiry = Expiry(self._store)
+        expiry.start()
+        self._resources.push_async_callback(expiry.close)
+        supervisor = Supervisor(
             self._adapters, self._store.sessions.memory, config.limits.max_live_harnesses, config.idle_seconds
         )
-        around = Surroundings(self._store, self._agents, self._supervisor, config.limits, config.interrupt_seconds)
+        supervisor.start()
+        self._resources.push_async_callback(supervisor.close)
+        around = Surroundings(self._store, self._agents, supervisor, config.limits, config.interrupt_seconds)
         self._runner = TurnRunner(around, self.instance_id, config.limits.max_running_turns)
-        self._log = SessionLog(self._store)
-        self._expiry = Expiry(self._store)
-        self._supervisor.start()
         self._runner.start()
-        self._expiry.start()
+        self._resources.push_async_callback(self._runner.drain, 0)
 
     async def _serve(self) -> str:
         self._grpc = grpc.aio.server(
@@ -145,18 +154,8 @@ class Server:
             instance_id=self.instance_id,
             limits=self._config.limits,
             heartbeat_interval=duration_pb2.Duration(seconds=nanos // 10**9, nanos=nanos % 10**9),
-            default_harness=self._default_harness,
+            default_harness=self.default_harness,
         )
-
-
-def _adapter(config: Config, name: str) -> HarnessAdapter:
-    settings = HarnessSettings(
-        project=config.project,
-        state=config.state / "harness" / name,
-        environment=config.harness_environment,
-        options=config.harness_options.get(name, {}),
-    )
-    return registry.load(name)(settings)
 
 
 def _options(limits: v1.Limits) -> list[tuple[str, int]]:

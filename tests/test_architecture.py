@@ -25,9 +25,10 @@ ROOMS = {
     "cli": {"dev", "doctor", "hosting", "leaves", "config", "storage"},
     # A client with a server of its own, so it uses what clients use.
     "dev": {"leaves", "karta_client"},
-    "doctor": {"leaves", "config", "harness", "storage"},
+    "adapters": {"config", "harness"},
+    "doctor": {"adapters", "leaves", "config", "harness", "storage"},
     "hosting": {"server", "leaves", "config", "storage"},
-    "server": {"services", "interceptors", "core", "storage", "harness", "leaves", "config"},
+    "server": {"services", "interceptors", "core", "storage", "harness", "adapters", "leaves", "config"},
     "services": {"interceptors", "core", "storage", "leaves"},
     "interceptors": {"core", "leaves"},
     "core": {"storage", "harness", "leaves"},

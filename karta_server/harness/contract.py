@@ -133,4 +133,4 @@ class HarnessAdapter(ABC):
 
     async def close(self) -> None:
         """End what the adapter itself holds; its sessions are closed before."""
-        return None
+        return

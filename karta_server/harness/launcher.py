@@ -4,6 +4,7 @@ import hashlib
 import os
 import shlex
 import sys
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -24,8 +25,9 @@ def write_launcher(folder: Path, program: Path, names: Iterable[str]) -> Path:
     launcher = folder / f"{program.name}-{hashlib.sha256(script.encode()).hexdigest()[:16]}"
     if not launcher.exists():
         # Renamed into place: a half-written launcher is never run, and one that runs is never written to.
-        draft = launcher.with_name(f".{launcher.name}.{os.getpid()}")
-        draft.write_text(script, encoding="utf-8")
-        draft.chmod(0o700)
-        draft.replace(launcher)
+        descriptor, draft = tempfile.mkstemp(prefix=f".{launcher.name}-", dir=folder)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            os.fchmod(descriptor, 0o700)
+            file.write(script)
+        Path(draft).replace(launcher)
     return launcher

@@ -12,6 +12,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import logging
 import signal
 import sys
 from collections import OrderedDict, deque
@@ -29,6 +30,8 @@ MAX_KEPT_REQUESTS = 256
 MAX_COUNTED_FAILURES = 4096
 IDLE_SECONDS = 120
 READ_SECONDS = 30
+
+_log = logging.getLogger(__name__)
 
 _LOGGED = ("model", "stream", "max_tokens", "system", "tools", "messages")
 _ERROR_TYPES = {
@@ -122,7 +125,9 @@ class OfflineModel:
         try:
             while await self._serve_one(reader, _Reply(writer)):
                 pass
-        except (DroppedError, OSError, EOFError, TimeoutError, asyncio.LimitOverrunError):
+        except DroppedError:
+            _log.debug("the script drops the connection")  # closed, not reset: what was sent before arrives
+        except (OSError, EOFError, TimeoutError, asyncio.LimitOverrunError):
             writer.transport.abort()
         finally:
             writer.close()

@@ -1,6 +1,7 @@
 """Claude Code as a harness, through claude-agent-sdk."""
 
 import asyncio
+import importlib
 from typing import ClassVar
 
 from karta import v1
@@ -50,7 +51,7 @@ class ClaudeCodeAdapter(HarnessAdapter):
         if program.path is None:
             message = f"Claude Code is not installed: {program.missing}"
             raise KartaError(v1.ERROR_REASON_HARNESS_NOT_INSTALLED, message, harness=self.name)
-        # The SDK takes half a second to import; only who opens a session pays for it.
-        from karta_server.harness.claude_code.session import ClaudeCodeSession
-
-        return ClaudeCodeSession(self.settings, program.path, session_id, memory)
+        # The SDK takes half a second to import: only who opens a session pays for it, and nobody else waits.
+        session = await asyncio.to_thread(importlib.import_module, "karta_server.harness.claude_code.session")
+        opened: HarnessSession = session.ClaudeCodeSession(self.settings, program.path, session_id, memory)
+        return opened

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from typing import Any
 
-from claude_agent_sdk import ClaudeAgentOptions, ClaudeSDKClient, Message
+from claude_agent_sdk import ClaudeAgentOptions, ClaudeSDKClient, Message, ResultMessage
 
 from karta import v1
 from karta_server.errors import KartaError
@@ -19,6 +19,7 @@ MAX_COMMANDS = 16
 MAX_STDERR_LINES = 20
 MAX_STDERR_CHARACTERS = 500
 INTERRUPT_SECONDS = 10.0
+CLOSE_INTERRUPT_SECONDS = 2.0
 
 _log = logging.getLogger(__name__)
 
@@ -46,6 +47,7 @@ class ClaudeProcess:
         self._inbox: Inbox | None = None
         self._owner: asyncio.Task[None] | None = None
         self._leaving = False
+        self._is_busy = False
         self._failure: Exception | None = None
 
     @property
@@ -74,6 +76,7 @@ class ClaudeProcess:
         """Send a prompt under an id that was never used before; raises KartaError HARNESS_CRASHED."""
         message = {"role": "user", "content": text}
         prompt = {"type": "user", "message": message, "parent_tool_use_id": None, "uuid": prompt_id}
+        self._is_busy = True
         await self._tell(lambda client: client.query(_once(prompt)))
 
     async def interrupt(self) -> None:
@@ -107,8 +110,7 @@ class ClaudeProcess:
                 await self._obey(client, reader)
             finally:
                 self._leaving = True
-                with contextlib.suppress(Exception):
-                    await client.disconnect()
+                await self._disconnect(client)
                 reader.cancel()
                 await asyncio.wait({reader})
         except asyncio.CancelledError:
@@ -150,11 +152,20 @@ class ClaudeProcess:
     async def _read(self, client: ClaudeSDKClient) -> None:
         try:
             async for message in client.receive_messages():
+                self._is_busy &= not isinstance(message, ResultMessage)
                 if self._inbox is not None:
                     await self._inbox.put(message)
         except Exception as error:
             self._failure = error
             _log.info("Claude Code ended: %s", error)
+
+    async def _disconnect(self, client: ClaudeSDKClient) -> None:
+        if self._is_busy and self._failure is None:
+            # At the end of its stdin it would wait for the model to finish.
+            with contextlib.suppress(Exception):
+                await asyncio.wait_for(client.interrupt(), CLOSE_INTERRUPT_SECONDS)
+        with contextlib.suppress(Exception):
+            await client.disconnect()
 
     async def _tell(self, action: _Action) -> None:
         if not self.alive:

@@ -79,20 +79,12 @@ class ClaudeCodeSession(HarnessSession):
         if self._turn is not None:
             raise RuntimeError("a turn of this session is running")
         turn = self._turn = _Turn()
-        translator: Translator | None = None
+        translator = Translator(prompt.agent, self._cost)
         try:
-            lost = await self._ensure_process(prompt.agent)
-            process = self._running_process()
-            translator = Translator(prompt.agent, self._cost)
-            for event in self._before_prompt(turn, translator, process, prompt.agent, conversation_is_lost=lost):
+            for event in await self._deliver(turn, prompt, translator):
                 yield event
-            if not translator.finished:
-                self._memory.begun = True
-                process.attach(turn.inbox)
-                self._approvals.begin_turn(turn.inbox.put)
-                await process.send(prompt.text, turn.prompt_id)
             while not translator.finished:
-                for event in self._translate(turn, translator, process, await turn.inbox.get()):
+                for event in self._translate(turn, translator, await turn.inbox.get()):
                     yield event
         finally:
             self._turn = None
@@ -100,7 +92,7 @@ class ClaudeCodeSession(HarnessSession):
             self._approvals.end_turn()
             if self._process is not None:
                 self._process.detach()
-            if translator is None or not translator.finished:
+            if not translator.finished:
                 await self.close()
 
     async def answer(self, input_request: v1.InputRequest) -> None:
@@ -132,10 +124,9 @@ class ClaudeCodeSession(HarnessSession):
         """Have a process that runs this agent; return whether the conversation could not be found again."""
         if self._closed:
             raise start_failed("this session was closed", "")
-        if self._process is not None:
-            if self._process.alive and self._memory.agent == agent:
-                return False
-            await self._process.close()
+        if self._process is not None and self._process.alive and self._memory.agent == agent:
+            return False
+        await self._end_process()
         resume = self._memory.begun
         try:
             await self._start(agent, resume=resume)
@@ -151,6 +142,11 @@ class ClaudeCodeSession(HarnessSession):
             self._cost.last_micros = 0
         return lost
 
+    async def _end_process(self) -> None:
+        if self._process is not None:
+            self._process.detach()
+            await self._process.close()
+
     async def _start(self, agent: str, *, resume: bool) -> None:
         # A permission for the session holds as long as the process.
         self._approvals = Approvals()
@@ -163,30 +159,45 @@ class ClaudeCodeSession(HarnessSession):
         self._memory.agent = agent
         self._memory.agent_is_sticky |= bool(agent)
 
-    def _running_process(self) -> ClaudeProcess:
+    async def _deliver(self, turn: _Turn, prompt: Prompt, translator: Translator) -> list[v1.Event]:
+        """Send the prompt, unless the turn ends before; return the events that come before all others."""
+        lost = await self._ensure_process(prompt.agent)
+        ending = self._ending(turn, prompt.agent, translator)
+        if ending is not None:
+            return [ending]
+        try:
+            await self._send(turn, prompt)
+        except KartaError:
+            # It died since the last turn, and nobody had noticed yet.
+            await self._end_process()
+            lost = await self._ensure_process(prompt.agent)
+            await self._send(turn, prompt)
+        text = "Claude Code has no transcript of this conversation any more; it begins anew."
+        return [translator.notice("conversation_lost", text)] if lost else []
+
+    def _ending(self, turn: _Turn, agent: str, translator: Translator) -> v1.Event | None:
+        """Return the end of a turn whose prompt is not to be sent at all."""
+        if turn.interrupted:
+            return translator.finish(v1.TURN_STATE_CANCELLED)
+        known = self._process.agents if self._process is not None else []
+        if agent and known and agent not in known:
+            # Claude Code itself would silently answer as its default agent.
+            return translator.finish(v1.TURN_STATE_FAILED, to_error(unknown_agent(agent, known)))
+        return None
+
+    async def _send(self, turn: _Turn, prompt: Prompt) -> None:
         if self._process is None:
             raise start_failed("this session was closed", "")
-        return self._process
-
-    def _before_prompt(
-        self, turn: _Turn, translator: Translator, process: ClaudeProcess, agent: str, *, conversation_is_lost: bool
-    ) -> Iterator[v1.Event]:
-        """Yield what is to be said before the prompt is sent; it is not when that ends the turn."""
-        if conversation_is_lost:
-            yield translator.notice(
-                "conversation_lost", "Claude Code has no transcript of this conversation any more; it begins anew."
-            )
-        if turn.interrupted:
-            yield translator.finish(v1.TURN_STATE_CANCELLED)
-        elif agent and process.agents and agent not in process.agents:
-            # Claude Code itself would silently answer as its default agent.
-            yield translator.finish(v1.TURN_STATE_FAILED, to_error(unknown_agent(agent, process.agents)))
+        self._memory.begun = True
+        self._process.attach(turn.inbox)
+        self._approvals.begin_turn(turn.inbox.put)
+        await self._process.send(prompt.text, turn.prompt_id)
 
     def _translate(
-        self, turn: _Turn, translator: Translator, process: ClaudeProcess, item: Message | v1.InputRequest | None
+        self, turn: _Turn, translator: Translator, item: Message | v1.InputRequest | None
     ) -> Iterator[v1.Event]:
         if item is None:
-            raise process.ended()
+            raise self._process.ended() if self._process is not None else start_failed("it was closed", "")
         if isinstance(item, v1.InputRequest):
             yield from translator.input_required(item)
             return

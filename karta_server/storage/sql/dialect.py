@@ -50,6 +50,8 @@ def writer_engine(path: Path) -> Engine:
     engine = create_engine(
         URL.create("sqlite", database=str(path)),
         poolclass=NullPool,
+        # What users say does not belong into a log.
+        hide_parameters=True,
         connect_args={"isolation_level": None, "cached_statements": 256},
     )
     event.listen(engine, "connect", _apply(_WRITER_PRAGMAS))
@@ -114,9 +116,9 @@ def values(rows: Sequence[Sequence[Any]]) -> tuple[str, tuple[Any, ...]]:
     return f"VALUES {','.join([row] * len(rows))}", tuple(value for row in rows for value in row)
 
 
-def failed_statement(error: BaseException) -> bool:
-    """Whether only a statement failed, for what it said, and the transaction and the database are well."""
-    return isinstance(error, IntegrityError)
+def lost_transaction(error: BaseException) -> bool:
+    """Whether this is a failure of the database that takes the transaction with it. A broken constraint is none."""
+    return isinstance(error, DatabaseFailure) and not isinstance(error, IntegrityError)
 
 
 def unavailable(error: BaseException) -> KartaError:

@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
+from sqlalchemy.exc import IntegrityError
+
 from karta import v1
 from karta_server.errors import KartaError
 from karta_server.storage.contract import SessionKey
@@ -43,11 +45,13 @@ class Operation(Generic[T]):
         self._error = None
         try:
             self._result = self._run(transaction)
-        except dialect.DatabaseFailure as error:
-            if not dialect.failed_statement(error):
-                raise
-            self._error = KartaError(v1.ERROR_REASON_INTERNAL, f"A unit broke a constraint of the store: {error}.")
+        except IntegrityError as error:
+            self._error = KartaError(
+                v1.ERROR_REASON_INTERNAL, f"A unit broke a constraint of the store: {error.orig}. Nothing was changed."
+            )
         except BaseException as error:
+            if dialect.lost_transaction(error):
+                raise
             self._error = error
 
     def fail(self, error: BaseException) -> None:

@@ -50,8 +50,10 @@ class Transaction:
         self._connection.exec_driver_sql("SAVEPOINT unit")
         try:
             result = unit(self._tx)
-        except BaseException:
+        except BaseException as error:
             self._logs.undo()
+            if dialect.lost_transaction(error):
+                raise  # There is no savepoint any more to go back to.
             self._connection.exec_driver_sql("ROLLBACK TO unit")
             self._connection.exec_driver_sql("RELEASE unit")
             raise
