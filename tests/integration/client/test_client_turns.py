@@ -18,6 +18,7 @@ from karta_client import (
     InvalidArgumentError,
     Karta,
     NotFoundError,
+    PermissionDeniedError,
     TurnCancelledError,
     TurnFailedError,
     traceparent,
@@ -278,8 +279,9 @@ def test_bad_input_names_the_field(app: Karta) -> None:
         app.session(id="01a1f87f-4071-7000-a2e3-f78c8eca630c")
     assert unknown.value.reason == "SESSION_NOT_FOUND"
     session = app.session(participants=[HumanAgent("eve", role="observer")])
-    with pytest.raises(Exception, match="observer"):
+    with pytest.raises(PermissionDeniedError) as observer:
         session.send_sync("x", participant="eve")
+    assert observer.value.reason == "PARTICIPANT_IS_OBSERVER"
 
 
 def test_the_trace_reaches_the_server(plain_server: PlainServer) -> None:
