@@ -184,7 +184,8 @@ def _add_health(server: grpc.aio.Server) -> health.aio.HealthServicer:
 def _add_reflection(server: grpc.aio.Server) -> None:
     """Offer reflection under both of its names; the messages are the same."""
     own = [f"karta.v1.{name}" for name in _SERVICES]
-    names = [*own, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME, _REFLECTION_V1]
+    # v1 is not listed: clients ask for the schema of what is, and that of v1 has no descriptor here.
+    names = [*own, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME]
     servicer = reflection.aio.ReflectionServicer(names)
     reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, server)  # type: ignore[no-untyped-call]
     handler = grpc.stream_stream_rpc_method_handler(
