@@ -68,7 +68,7 @@ sessions = Table(
     _number("update_time"),
     _bytes("body"),
     Index("sessions_by_update_time", "tenant_id", "update_time", "session_id"),
-    Index("sessions_by_metadata", "tenant_id", "user_id", "metadata_digest", "update_time"),
+    Index("sessions_by_metadata", "tenant_id", "user_id", "metadata_digest", "state", "update_time", "session_id"),
 )
 
 session_metadata = Table(
@@ -131,7 +131,7 @@ inputs = Table(
     _text("turn_id"),
     Column("state", Integer, nullable=False),
     _bytes("body"),
-    Index("inputs_by_session", "tenant_id", "session_id", "input_request_id"),
+    Index("inputs_by_session", "tenant_id", "session_id", "turn_id", "input_request_id"),
     Index("inputs_by_state", "tenant_id", "state", "input_request_id"),
 )
 

@@ -16,8 +16,9 @@ from karta import v1
 from karta_server.errors import KartaError
 from karta_server.ids import new_id
 from karta_server.storage.contract import Commit, SessionKey, Tx
-from karta_server.storage.sql import dialect
+from karta_server.storage.sql import dialect, writer
 from karta_server.storage.sql.dialect import Query
+from karta_server.storage.sql.logs import CHUNK_BYTES
 from karta_server.storage.sql.operation import Bounds
 from karta_server.storage.sql.store import SqlStore
 from karta_server.storage.sql.transaction import Transaction
@@ -266,6 +267,39 @@ async def test_a_busy_loop_does_not_keep_the_writer_out(store: SqlStore):
             assert await store.append(name, texts("a"), None) == number + 1
     done = True
     await spinning
+
+
+async def test_the_loop_lets_the_writer_in_while_it_waits_for_it(store: SqlStore, monkeypatch: pytest.MonkeyPatch):
+    given: list[float] = []
+    enough = asyncio.Event()
+
+    def give(seconds: float) -> None:
+        given.append(seconds)
+        if len(given) == 3:
+            enough.set()
+
+    monkeypatch.setattr(writer.time, "sleep", give)
+    async with asyncio.timeout(WAIT_SECONDS), Gate(store):
+        await enough.wait()
+    count = len(given)
+    await asyncio.sleep(0.05)
+    assert len(given) == count  # With nothing on its way there is nobody to let in.
+
+
+async def test_chunks_are_bounded(path: Path, store: SqlStore):
+    name = await create(store)
+    values = ["x" * 10_000] * 200 + ["y" * 1_000_000, "z"]
+    await asyncio.gather(store.append(name, texts(*values), None), store.append(name, texts(*values), None))
+    connection = sqlite3.connect(path)
+    chunks = connection.execute(
+        "SELECT first_sequence, last_sequence, length(frames) FROM event_chunks ORDER BY last_sequence"
+    ).fetchall()
+    connection.close()
+    assert [first for first, _, _ in chunks] == [1, *(last + 1 for _, last, _ in chunks[:-1])]
+    assert chunks[-1][1] == len(values) * 2
+    assert all(size <= CHUNK_BYTES or first == last for first, last, size in chunks)
+    assert len(chunks) < 30
+    assert [event.text.text for event in await read(store, name)] == values * 2
 
 
 async def test_readers_cannot_write(store: SqlStore):

@@ -50,7 +50,11 @@ def _create_sessions() -> None:
         _bytes("body"),
     )
     op.create_index("sessions_by_update_time", "sessions", ["tenant_id", "update_time", "session_id"])
-    op.create_index("sessions_by_metadata", "sessions", ["tenant_id", "user_id", "metadata_digest", "update_time"])
+    op.create_index(
+        "sessions_by_metadata",
+        "sessions",
+        ["tenant_id", "user_id", "metadata_digest", "state", "update_time", "session_id"],
+    )
     op.create_table("session_metadata", *_key("tenant_id", "session_id", "key"), _text("value"))
     op.create_index("session_metadata_by_entry", "session_metadata", ["tenant_id", "key", "value", "session_id"])
     op.create_table("session_memories", *_key("tenant_id", "session_id"), _bytes("memory"))
@@ -91,7 +95,7 @@ def _create_inputs() -> None:
         sa.Column("state", sa.Integer, nullable=False),
         _bytes("body"),
     )
-    op.create_index("inputs_by_session", "inputs", ["tenant_id", "session_id", "input_request_id"])
+    op.create_index("inputs_by_session", "inputs", ["tenant_id", "session_id", "turn_id", "input_request_id"])
     op.create_index("inputs_by_state", "inputs", ["tenant_id", "state", "input_request_id"])
 
 
