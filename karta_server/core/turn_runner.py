@@ -115,7 +115,9 @@ class TurnRunner:
         try:
             if before is not None:
                 await asyncio.wait({before})
-            self._backlog |= await active.run()
+            # Not `|=`: that would read the flag before the turn ran, and undo what was said meanwhile.
+            if await active.run():
+                self._backlog = True
         finally:
             if self._active.get(key) is active:
                 del self._active[key], self._tasks[key]

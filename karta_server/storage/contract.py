@@ -114,7 +114,8 @@ class SessionRows(ABC):
 
 
 class TurnRows(ABC):
-    """Turns inside of a unit."""
+    """Turns inside of a unit. Writing for a session that is not there raises SESSION_NOT_FOUND, here and in
+    the rows that follow."""
 
     @abstractmethod
     def get(self, key: SessionKey, turn_id: str) -> v1.Turn | None:
