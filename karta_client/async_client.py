@@ -38,7 +38,9 @@ class AsyncKarta:
     `traceparent` is the W3C trace context of the calls; unless given, that of
     the context variable `karta.traceparent`.
 
-    Failures are KartaErrors. Use it in one event loop at a time.
+    Failures are KartaErrors. Use it in one event loop at a time. It must be
+    closed, or its loop ended, before the process forks: gRPC's asyncio part
+    does not work in a child otherwise, nor do blocking clients there.
     """
 
     def __init__(

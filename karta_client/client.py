@@ -15,7 +15,6 @@ from karta_client import calls, flows
 from karta_client.agents import Agents, agent_name
 from karta_client.async_client import AsyncKarta
 from karta_client.calls import Call
-from karta_client.connection import SyncConnection
 from karta_client.event import Event
 from karta_client.flows import Reply
 from karta_client.input import InputCallback, InputRequest
@@ -26,6 +25,7 @@ from karta_client.response import Response
 from karta_client.session import Session
 from karta_client.settings import Settings
 from karta_client.stream import Stream
+from karta_client.sync_connection import SyncConnection
 
 if TYPE_CHECKING:
     import grpc
@@ -48,7 +48,8 @@ class Karta:
     your own, to be used in place of a target and never closed.
 
     Failures are KartaErrors. Any thread may use it. After a fork the child
-    connects anew by itself.
+    connects anew by itself; only while an event loop uses the awaitable parts,
+    gRPC does not allow to fork.
 
     Methods block, with two exceptions that serve programs written for asyncio:
     `await app.send()`, and `async for event in app.stream()`.

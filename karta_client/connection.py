@@ -1,12 +1,10 @@
-"""Connections: where the server is, the channel to it, and its stubs."""
+"""The connection of asyncio code: the channel to a server, and its stubs."""
 
 from __future__ import annotations
 
 import asyncio
-import threading
-import time
 import weakref
-from collections.abc import AsyncGenerator, Generator, Iterator
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -33,101 +31,6 @@ R = TypeVar("R")
 _READY_LIMIT_SECONDS = 5.0
 
 
-class SyncConnection(ConnectionBase):
-    """A connection for threads. Opens itself with the first call; any thread may use it.
-
-    With a `channel` of the caller's own it uses and never closes that.
-    """
-
-    def __init__(
-        self,
-        target: str,
-        project: Path,
-        *,
-        reconnect_timeout: float = 60.0,
-        trace: str = "",
-        channel: grpc.Channel | None = None,
-    ) -> None:
-        super().__init__(target, project, reconnect_timeout, trace)
-        self.channel: grpc.Channel | None = None
-        self._owned = channel is None
-        self._lock = threading.Lock()
-        if channel is not None:
-            self._bind(channel)
-
-    def call(self, call: Call[R]) -> R:
-        """Make a unary call; repeats it while the server is away. Raises KartaError."""
-        backoff = self.backoff()
-        while True:
-            try:
-                self.open()
-                answer: R = self._method(call)(call.request, timeout=call.timeout_seconds, metadata=self.metadata())
-            except grpc.RpcError as error:
-                failure = self.failed(error)
-            else:
-                self.succeeded()
-                return answer
-            if not isinstance(failure, UnavailableError):
-                raise failure
-            time.sleep(backoff.next(failure))
-
-    def frames(self, call: Call[Frame]) -> Generator[Frame, None, None]:
-        """Open a stream once and yield its frames. Raises KartaError; closing the iterator cancels the call."""
-        self.open()
-        stream = self._method(call)(call.request, timeout=call.timeout_seconds, metadata=self.metadata())
-        try:
-            yield from self._translated(stream)
-        finally:
-            stream.cancel()
-
-    def open(self) -> None:
-        """Connect when that is not done; looks after the project's server. Raises EmbeddedServerError."""
-        if not self._owned or (self.channel is not None and not self.lost):
-            return
-        with self._lock:
-            self.lost = False
-            address = self.endpoint.open()
-            if self.channel is None or address != self._address:
-                self._close_channel()
-                self._address = address
-                self._bind(grpc.insecure_channel(address, options=channel_options(address)))
-
-    def close(self) -> None:
-        """End what is open, streams with it; idempotent. A later call opens it again."""
-        if self.inherited:
-            return
-        with self._lock:
-            self._close_channel()
-            self.endpoint.close()
-
-    def _translated(self, stream: Iterator[Frame]) -> Iterator[Frame]:
-        while True:
-            try:
-                frame = next(stream, None)
-            except grpc.RpcError as error:
-                raise self.failed(error) from None
-            if frame is None:
-                return
-            self.succeeded()
-            yield frame
-
-    def _bind(self, channel: grpc.Channel) -> None:
-        self.channel = channel
-        self.sessions = SessionServiceStub(channel)
-        self.turns = TurnServiceStub(channel)
-        self.inputs = InputServiceStub(channel)
-        self.agents = AgentServiceStub(channel)
-        self.server = ServerServiceStub(channel)
-
-    def _close_channel(self) -> None:
-        if self._owned and self.channel is not None:
-            self.channel.close()
-            self.channel = None
-
-    def _method(self, call: Call[Any]) -> Any:
-        return getattr(getattr(self, call.service), call.method)
-
-
 class Connection(ConnectionBase):
     """A connection for one event loop: that which runs when it is opened.
 
@@ -146,6 +49,8 @@ class Connection(ConnectionBase):
         super().__init__(target, project, reconnect_timeout, trace)
         self.channel = None
         self._lock = asyncio.Lock()
+        self._guard: AsyncGenerator[None, None] | None = None
+        self._retired: list[grpc.aio.Channel] = []
         # What is left when it is not closed: the share in the project's server.
         weakref.finalize(self, self.endpoint.close)
 
@@ -186,8 +91,9 @@ class Connection(ConnectionBase):
             self.lost = False
             address = self.endpoint.target or await self._open_endpoint()
             if self.channel is None or address != self._address:
-                await self._close_channel()
+                self._retire()
                 self._address = address
+                await self._watch_loop()
                 self._bind(grpc.aio.insecure_channel(address, options=channel_options(address)))
 
     async def close(self) -> None:
@@ -197,6 +103,9 @@ class Connection(ConnectionBase):
         async with self._lock:
             await self._close_channel()
             self.endpoint.close()
+            guard, self._guard = self._guard, None
+            if guard is not None:
+                await guard.aclose()
 
     def abandon(self, loop: asyncio.AbstractEventLoop) -> None:
         """Close from outside of its loop: let go of the project's server now, and of the channel when the loop can."""
@@ -234,10 +143,36 @@ class Connection(ConnectionBase):
             work.add_done_callback(let_go)
             raise
 
+    async def _watch_loop(self) -> None:
+        """Have the channel closed when the loop ends: asyncio.run closes the generators that began in its loop.
+
+        An open one keeps a thread of gRPC, with which a fork would not work.
+        """
+        if self._guard is None:
+            self._guard = self._until_loop_ends()
+            await anext(self._guard)
+
+    async def _until_loop_ends(self) -> AsyncGenerator[None, None]:
+        try:
+            yield
+        finally:
+            if not self.inherited:
+                await self._close_channel()
+
     async def _close_channel(self) -> None:
-        if self.channel is not None:
-            channel, self.channel = self.channel, None
+        self._retire()
+        retired, self._retired = self._retired, []
+        for channel in retired:
             await channel.close()
+
+    def _retire(self) -> None:
+        """Use the channel no more. Calls on it end as they would: closing it would cancel the tasks that wait."""
+        if self.channel is not None:
+            self._retired.append(self.channel)
+            self.channel = None
+            # gRPC ends its thread when the last object of its asyncio part is gone.
+            for name in ("sessions", "turns", "inputs", "agents", "server"):
+                delattr(self, name)
 
     def _bind(self, channel: grpc.aio.Channel) -> None:
         self.channel = channel

@@ -11,28 +11,22 @@ import contextlib
 import hashlib
 import json
 import os
-import select
-import signal
 import socket
 import stat
-import subprocess
-import sys
 import tempfile
 import threading
 import time
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
+from karta_client import server_process
 from karta_client.errors import EmbeddedServerError
 
 _START_LIMIT_SECONDS = 30.0
 _OTHER_LIMIT_SECONDS = 5.0  # For a server that another process starts, before a new try of our own.
 _CONNECT_LIMIT_SECONDS = 5.0
 _TRIES = 6
-_EXIT_IN_USE = 75
 _SOCKET_PATH_LIMIT_BYTES = 100
-_LOG_LIMIT_BYTES = 256 * 1024
-_TAIL_BYTES = 4096
 
 
 class Record(NamedTuple):
@@ -86,7 +80,9 @@ class EmbeddedServer:
                 return
             if time.monotonic() > deadline:
                 break
-        raise EmbeddedServerError(f"No server came up in {self.state}.", log=_tail(self.state / "server.log", 0))
+        raise EmbeddedServerError(
+            f"No server came up in {self.state}.", log=server_process.tail(self.state / "server.log")
+        )
 
     def _join(self) -> bool:
         """Connect to the server that server.json names; false when there is none any more."""
@@ -119,26 +115,9 @@ class EmbeddedServer:
         """Start a server; true when it serves, false when another one has the folder."""
         try:
             self.state.mkdir(mode=0o700, exist_ok=True)
-            listen = socket_path(self.state)
-            with _open_log(self.state / "server.log") as log:
-                begin = log.tell()
-                child = _spawn(self.project, listen, log)
+            return server_process.start(self.project, socket_path(self.state), self.state / "server.log", deadline)
         except OSError as error:
             raise EmbeddedServerError(f"Cannot start a server in {self.project}: {error}") from error
-        try:
-            if _read_line(child, deadline):
-                _reap_later(child)
-                return True
-            ending = f"ended with code {child.wait(_CONNECT_LIMIT_SECONDS)}"
-        except (TimeoutError, subprocess.TimeoutExpired):
-            ending = "did not start in time"
-        finally:
-            if child not in _children:
-                _kill(child)
-        if child.returncode == _EXIT_IN_USE:
-            return False
-        message = f"The embedded server of {self.project} {ending}."
-        raise EmbeddedServerError(message, log=_tail(self.state / "server.log", begin))
 
     def _is_alive(self, record: Record) -> bool:
         if self._hold is None:
@@ -153,7 +132,6 @@ class EmbeddedServer:
 
 _servers: dict[Path, EmbeddedServer] = {}
 _servers_lock = threading.Lock()
-_children: set[subprocess.Popen[bytes]] = set()
 _inherited: list[object] = []
 
 
@@ -235,76 +213,10 @@ def _connect(address: str) -> socket.socket:
     return connection
 
 
-def _open_log(path: Path) -> IO[bytes]:
-    log = path.open("ab")
-    if log.tell() > _LOG_LIMIT_BYTES:
-        log.truncate(0)
-        log.seek(0)
-    return log
-
-
-def _tail(path: Path, begin: int) -> str:
-    try:
-        with path.open("rb") as log:
-            size = log.seek(0, os.SEEK_END)
-            log.seek(max(begin, size - _TAIL_BYTES))
-            return log.read().decode(errors="replace").strip()
-    except OSError:
-        return ""
-
-
-def _spawn(project: Path, listen: Path, log: IO[bytes]) -> subprocess.Popen[bytes]:
-    # -P: modules in the current folder must not take the place of installed ones.
-    module = [sys.executable, "-P", "-m", "karta_server.cli"]
-    return subprocess.Popen(
-        [*module, "dev-serve", str(project), "--listen", f"unix:{listen}", "--embedded"],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=log,
-        start_new_session=True,
-    )
-
-
-def _read_line(child: subprocess.Popen[bytes], deadline: float) -> bool:
-    """Wait for the line that says that the server serves; false when it ends without. Raises TimeoutError."""
-    assert child.stdout is not None
-    line = b""
-    with child.stdout as output:
-        poll = select.poll()
-        poll.register(output, select.POLLIN)
-        while not line.endswith(b"\n"):
-            if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
-                raise TimeoutError
-            piece = os.read(output.fileno(), 4096)
-            if not piece:
-                return False
-            line += piece
-    return True
-
-
-def _reap_later(child: subprocess.Popen[bytes]) -> None:
-    """Collect the exit of a server whenever it ends, so that it leaves no zombie in a long-lived process."""
-
-    def wait() -> None:
-        child.wait()
-        _children.discard(child)
-
-    _children.add(child)
-    threading.Thread(target=wait, name="karta-embedded-server", daemon=True).start()
-
-
-def _kill(child: subprocess.Popen[bytes]) -> None:
-    if child.poll() is None:
-        os.killpg(child.pid, signal.SIGKILL)
-        child.wait()
-
-
 def _forget_in_child() -> None:
     """After a fork: what was the parent's is neither used nor ended here."""
     global _servers_lock
     _servers_lock = threading.Lock()
-    _inherited.extend(_children)
-    _children.clear()
     for server in _servers.values():
         _inherited.append(server)
         with contextlib.suppress(OSError):

@@ -14,12 +14,13 @@ from typing import Any, TypeVar
 from karta import v1
 from karta_client import flows
 from karta_client.calls import Call
-from karta_client.connection import Connection, SyncConnection
+from karta_client.connection import Connection
 from karta_client.cursor import Cursor
 from karta_client.errors import KartaError
 from karta_client.event import Event
 from karta_client.flows import Ask, Flow, Reply, Step
 from karta_client.input import as_question, check_response
+from karta_client.sync_connection import SyncConnection
 
 R = TypeVar("R")
 

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import grpc
 
-from karta_client.connection import Connection, SyncConnection
+from karta_client.connection import Connection
 from karta_client.endpoint import resolve_target
 from karta_client.input import InputCallback
+from karta_client.sync_connection import SyncConnection
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,21 @@ def test_a_plain_server_is_joined_and_left_alone(project: Path, plain_server: Pl
     assert plain_server.alive
 
 
+async def test_a_plain_server_that_moves_is_found_again(project: Path, plain_server: PlainServer) -> None:
+    with Karta(project=project) as app:
+        session = app.session()
+        session.send_sync("one")
+        await session.send("two")
+        before = plain_server.address
+        await asyncio.to_thread(plain_server.kill)
+        plain_server.address = "127.0.0.1:0"
+        await asyncio.to_thread(plain_server.start)
+        assert (await session.send("three")).text == "echo[3]: three"
+        assert session.send_sync("four").text == "echo[4]: four"
+        assert app.connection().address == plain_server.address != before
+        await app.aclose()
+
+
 def test_programs_that_start_at_once_share_one_server(project: Path, programs: Programs) -> None:
     started = [programs.start(SAY + "sys.stdin.read()", project) for _ in range(4)]
     lines = [program.stdout.readline() for program in started if program.stdout]
@@ -134,6 +149,50 @@ print(app._connection.inherited)
 def test_after_a_fork_both_go_on(project: Path, programs: Programs) -> None:
     out = programs.run(FORK, project)
     assert out.splitlines() == ["child echo[2]: child", "status 0", "parent echo[3]: again", "False"]
+
+
+FORK_AFTER_ASYNCIO = """
+import asyncio, os, threading
+from karta import Karta
+app = Karta()
+session = app.session(metadata={"k": "v"})
+asyncio.run(session.send("awaited"))
+watching = threading.Event()
+def watch():
+    for event in session.watch():
+        watching.set()
+threading.Thread(target=watch, daemon=True).start()
+watching.wait()
+pid = os.fork()
+if pid == 0:
+    print("child", session.send_sync("child").text, asyncio.run(app.send("awaited")).text, flush=True)
+    os._exit(0)
+print("status", os.waitpid(pid, 0)[1], session.send_sync("again").text)
+"""
+
+
+def test_after_asyncio_and_beside_a_watching_thread_a_fork_works(project: Path, programs: Programs) -> None:
+    out = programs.run(FORK_AFTER_ASYNCIO, project)
+    assert out.splitlines() == ["child echo[2]: child echo[1]: awaited", "status 0 echo[3]: again"]
+
+
+UNCLOSED = """
+import asyncio
+from karta import AsyncKarta, Karta
+app, twin = Karta(), AsyncKarta()
+stream = app.stream("x")
+print(next(stream).type)
+async def main():
+    async for event in twin.stream("x"):
+        print(event.type)
+        break
+asyncio.run(main())
+asyncio.run(main())
+"""
+
+
+def test_nothing_has_to_be_closed_at_the_end(project: Path, programs: Programs) -> None:
+    assert programs.run(UNCLOSED, project).split() == ["message_received"] * 3
 
 
 FORK_AND_LEAVE = """
