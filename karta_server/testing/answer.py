@@ -10,6 +10,7 @@ from karta_server.testing.conversation import Blocks, input_tokens, output_token
 from karta_server.testing.script import block_kind
 
 DELTA_CHARACTERS = 12
+MAX_DELTAS = 500
 
 Event = dict[str, Any]
 
@@ -93,7 +94,8 @@ def _tool_block(block: dict[str, Any]) -> Event:
 
 
 def _pieces(text: str) -> list[str]:
-    return [text[at : at + DELTA_CHARACTERS] for at in range(0, len(text), DELTA_CHARACTERS)]
+    size = max(DELTA_CHARACTERS, -(-len(text) // MAX_DELTAS))
+    return [text[at : at + size] for at in range(0, len(text), size)]
 
 
 def _stop(blocks: Blocks) -> str:

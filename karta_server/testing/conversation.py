@@ -17,6 +17,10 @@ _SYNTHETIC = (
     "Your response above was cut off",
     "Output token limit hit",
     "Continue from where you left off",
+    "This session is being continued from a previous conversation",
+    "<command-",
+    "<local-command-",
+    "<task-notification",
 )
 
 Blocks = list[dict[str, Any]]

@@ -23,6 +23,8 @@ _PERMISSION_OPTIONS = (
 )
 _QUESTION_OPTIONS = (v1.INPUT_OPTION_ANSWER, v1.INPUT_OPTION_DENY)
 
+_NOBODY = "Nobody can be asked now, so this was not run."
+
 _log = logging.getLogger(__name__)
 
 Decision = PermissionResultAllow | PermissionResultDeny
@@ -59,12 +61,17 @@ class Approvals:
         if waiting is not None and not waiting.done():
             waiting.set_result(request.response)
 
+    def refuse(self, request: v1.InputRequest) -> None:
+        """Deny a request that belongs to no turn: of work that goes on behind the conversation."""
+        denied = v1.InputResponse(deny=v1.Deny(message=_NOBODY))
+        self.answer(v1.InputRequest(tool_use_id=request.tool_use_id, response=denied))
+
     async def decide(self, tool: str, tool_input: dict[str, Any], context: ToolPermissionContext) -> Decision:
         """Decide about a tool call; this is the SDK's `can_use_tool`."""
         if tool in self._allowed:
             return PermissionResultAllow(updated_input=tool_input)
         if self._ask is None or not context.tool_use_id:
-            return PermissionResultDeny(message="Nobody can be asked now, so this was not run.")
+            return PermissionResultDeny(message=_NOBODY)
         try:
             response = await self._wait(self._ask, to_request(tool, tool_input, context), context.tool_use_id)
             return self._decision(tool, tool_input, response)

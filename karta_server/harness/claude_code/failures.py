@@ -79,6 +79,7 @@ def unknown_agent(agent: str, known: list[str]) -> KartaError:
 
 
 def _failure(reason: v1.ErrorReason.ValueType, text: str) -> KartaError:
-    message = " ".join(part for part in (text, _ADVICE.get(reason)) if part)
+    sentence = text if text.endswith((".", "!", "?")) else f"{text}."
+    message = f"{sentence} {_ADVICE[reason]}" if reason in _ADVICE else sentence
     metadata = {"harness": HARNESS} if reason == v1.ERROR_REASON_HARNESS_FAILED else {}
     return KartaError(reason, message, **metadata)

@@ -199,7 +199,10 @@ class ClaudeCodeSession(HarnessSession):
         if item is None:
             raise self._process.ended() if self._process is not None else start_failed("it was closed", "")
         if isinstance(item, v1.InputRequest):
-            yield from translator.input_required(item)
+            if turn.is_ours:
+                yield from translator.input_required(item)
+            else:
+                self._approvals.refuse(item)
             return
         if isinstance(item, SystemMessage) and item.subtype == "init" and self._launch is not None:
             self._launch.remember(self._memory, item.data)

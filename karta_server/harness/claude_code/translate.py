@@ -25,7 +25,13 @@ from karta_server.harness.claude_code.failures import model_failure, turn_failur
 from karta_server.harness.claude_code.usage import CostMeter, to_usage
 
 _AGENT_TOOLS = ("Agent", "Task")
-_NOTICES = ("compact_boundary", "permission_denied", "informational", "local_command_output")
+_NOTICES = {
+    "compact_boundary": "The conversation was compacted.",
+    "permission_denied": "A tool call was denied.",
+    "informational": "",
+    "local_command_output": "",
+}
+"""The system messages that people want to see, and what they say when they have no text."""
 
 
 class Translator:
@@ -153,7 +159,7 @@ class Translator:
         elif subtype == "status" and data.get("status") == "compacting":
             yield self._notice("compacting", "The conversation is being compacted.")
         elif subtype in _NOTICES:
-            text = data.get("content") or data.get("message") or ""
+            text = data.get("content") or data.get("message") or _NOTICES[subtype]
             yield self._notice(subtype, text if isinstance(text, str) else to_json(text))
 
     def _retrying(self, data: dict[str, Any]) -> v1.Event:

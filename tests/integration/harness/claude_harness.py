@@ -78,11 +78,19 @@ class Claude:
     def program_environment(self) -> str:
         return Path(f"/proc/{self.program_pid()}/environ").read_text()
 
-    async def wait_for_processes(self, wanted: Callable[[dict[int, str]], bool], seconds: float = 15) -> None:
-        end = time.monotonic() + seconds
-        while not wanted(self.processes()):
-            assert time.monotonic() < end, self.processes()
-            await asyncio.sleep(0.02)
+    async def wait_for_processes(self, wanted: Callable[[dict[int, str]], bool]) -> None:
+        await _wait(lambda: wanted(self.processes()), self.processes)
+
+    async def wait_for_requests(self, count: int) -> None:
+        """Wait until the model was called that often."""
+        await _wait(lambda: len(self.model.requests) >= count, lambda: len(self.model.requests))
+
+
+async def _wait(reached: Callable[[], bool], tell: Callable[[], object], seconds: float = 15) -> None:
+    end = time.monotonic() + seconds
+    while not reached():
+        assert time.monotonic() < end, tell()
+        await asyncio.sleep(0.02)
 
 
 async def run(session: HarnessSession, text: str, agent: str = "", watch: Watch | None = None) -> list[v1.Event]:

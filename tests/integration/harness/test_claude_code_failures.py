@@ -1,3 +1,4 @@
+import asyncio
 import os
 import signal
 from pathlib import Path
@@ -191,4 +192,46 @@ async def test_a_crash_takes_running_tools_with_it(claude: Claude) -> None:
     watch = once_running(claude, session, "sleep 63", kill)
     with pytest.raises(KartaError):
         await run(session, script([bash("setsid sleep 63 && touch never")]), "", watch)
+    assert claude.processes() == {}
+
+
+async def test_without_a_login_it_says_so(claude: Claude) -> None:
+    environment = dict(claude.settings().environment)
+    del environment["ANTHROPIC_API_KEY"]
+    settings = HarnessSettings(claude.project, claude.root / "state", environment)
+    session = await ClaudeCodeAdapter(settings).open("s", b"")
+
+    end = finished(await run(session, "hello"))
+    await session.close()
+
+    assert (end.state, end.error.reason) == (v1.TURN_STATE_FAILED, v1.ERROR_REASON_MODEL_AUTHENTICATION_FAILED)
+    assert "log in" in end.error.message
+
+
+@pytest.mark.parametrize("delay_seconds", [0, 0.05, 0.2, 0.4])
+async def test_closing_a_session_that_starts_leaves_nothing(claude: Claude, delay_seconds: float) -> None:
+    session = await claude.open()
+    turn = asyncio.create_task(run(session, script([{"text": "x" * 600, "pace": 0.2}])))
+    await asyncio.sleep(delay_seconds)
+
+    await session.close()
+
+    with pytest.raises(KartaError):
+        await asyncio.wait_for(turn, 10)
+    assert claude.processes() == {}
+    with pytest.raises(KartaError, match="was closed"):
+        await run(session, "too late")
+
+
+@pytest.mark.parametrize("delay_seconds", [0, 0.05, 0.2, 0.6])
+async def test_cancelling_the_task_of_a_turn_leaves_nothing(claude: Claude, delay_seconds: float) -> None:
+    session = await claude.open()
+    turn = asyncio.create_task(run(session, script([{"text": "x" * 600, "pace": 0.2}])))
+    await asyncio.sleep(delay_seconds)
+
+    turn.cancel()
+
+    with pytest.raises(asyncio.CancelledError):
+        await turn
+    await session.close()
     assert claude.processes() == {}

@@ -1,11 +1,14 @@
 import asyncio
 import json
+import re
+import sys
 import uuid
 
 import pytest
 from claude_harness import Claude, allow, answering, bash, every, finished, kinds, only, run, said, script
 
 from karta import v1
+from karta_server.harness.claude_code import ClaudeCodeAdapter
 from karta_server.harness.contract import HarnessSession, Prompt
 
 
@@ -154,3 +157,74 @@ async def test_two_turns_at_once_are_refused(claude: Claude) -> None:
     with pytest.raises(RuntimeError):
         await run(session, "again")
     await turn.aclose()
+
+
+async def test_what_goes_on_in_the_background_stays_out_of_the_next_turn(claude: Claude) -> None:
+    session = await claude.open()
+    job = script(
+        [bash("touch begun; sleep 0.5", run_in_background=True)],
+        [{"text": "started"}],
+        # Claude Code wakes its model by itself when the command has ended, and nobody has asked for this.
+        [{"text": "BACKGROUND " * 20, "pace": 0.1}, bash("touch unasked")],
+        [{"text": "done"}],
+    )
+    assert said(await run(session, job, "", answering(session, allow()))) == "started"
+    await claude.wait_for_requests(3)
+
+    events = await run(session, "next")
+
+    assert "BACKGROUND" not in said(events)
+    assert every(events, "input_required") == []
+    assert not (claude.project / "unasked").exists()
+    assert finished(events).state == v1.TURN_STATE_COMPLETED
+    assert said(await run(session, "and on")).endswith(": and on")
+
+
+async def test_takes_messages_beyond_the_default_of_the_sdk(claude: Claude) -> None:
+    session = await claude.open()
+    large = {"tool": "Write", "input": {"file_path": str(claude.project / "large"), "content": "x" * 2_000_000}}
+
+    events = await run(session, script([large], [{"text": "ok"}]), "", answering(session, allow()))
+
+    assert len(only(events, "tool_use").input) > 2_000_000
+    assert (claude.project / "large").stat().st_size == 2_000_000
+    assert finished(events).state == v1.TURN_STATE_COMPLETED
+
+
+async def test_a_cleared_conversation_stays_cleared(claude: Claude) -> None:
+    session = await claude.open()
+    await run(session, "one")
+    assert finished(await run(session, "/clear")).state == v1.TURN_STATE_COMPLETED
+
+    assert said(await run(session, "two")) == "echo[1]: two"
+    await session.close()
+    again = await claude.open(session.memory)
+    assert said(await run(again, "three")) == "echo[2]: three"
+
+
+async def test_describes_itself_without_importing_the_sdk(claude: Claude) -> None:
+    code = (
+        "import asyncio, sys\n"
+        "from pathlib import Path\n"
+        "from karta_server.harness.claude_code import ClaudeCodeAdapter\n"
+        "from karta_server.harness.contract import HarnessSettings\n"
+        "found = asyncio.run(ClaudeCodeAdapter(HarnessSettings(Path('.'), Path('.'), {})).describe())\n"
+        "assert 'claude_agent_sdk' not in sys.modules\n"
+        "sys.stdout.write(f'{found.name} {found.version} {found.available}')"
+    )
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", code, stdout=asyncio.subprocess.PIPE)
+    output, _ = await process.communicate()
+
+    name, version, available = output.decode().split()
+    assert (name, available) == ("claude_code", "True")
+    assert re.fullmatch(r"\d+\.\d+\.\d+", version)
+
+
+async def test_a_chosen_program_is_asked_for_its_version(claude: Claude) -> None:
+    program = claude.root / "mine"
+    program.write_text('#!/bin/sh\n[ "$1" = --version ] && echo "9.8.7 (Claude Code)"\n')
+    program.chmod(0o755)
+
+    harness = await ClaudeCodeAdapter(claude.settings(options={"cli_path": "../mine"})).describe()
+
+    assert (harness.available, harness.version) == (True, "9.8.7")
