@@ -1,7 +1,6 @@
 """Finds Claude Code: the SDK, and the command line program that it drives."""
 
 import asyncio
-import importlib.metadata
 import importlib.util
 import os
 import shutil
@@ -58,14 +57,6 @@ async def program_version(program: Path, settings: HarnessSettings) -> str:
             return recorded.read_text(encoding="utf-8").split()[0]
         return await _asked_version(program, settings)
     except (OSError, ValueError, IndexError, TimeoutError):
-        return ""
-
-
-def sdk_version() -> str:
-    """Return the version of the SDK; "" when it is not installed."""
-    try:
-        return importlib.metadata.version("claude-agent-sdk")
-    except importlib.metadata.PackageNotFoundError:
         return ""
 
 
