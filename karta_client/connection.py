@@ -45,8 +45,16 @@ class Connection(ConnectionBase):
     agents: AgentServiceAsyncStub
     server: ServerServiceAsyncStub
 
-    def __init__(self, target: str, project: Path, *, reconnect_timeout: float = 60.0, trace: str = "") -> None:
-        super().__init__(target, project, reconnect_timeout, trace)
+    def __init__(
+        self,
+        target: str,
+        project: Path,
+        *,
+        reconnect_timeout: float = 60.0,
+        trace: str = "",
+        state: Path | None = None,
+    ) -> None:
+        super().__init__(target, project, reconnect_timeout, trace, state)
         self.channel = None
         self._lock = asyncio.Lock()
         self._guard: AsyncGenerator[None, None] | None = None

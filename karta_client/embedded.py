@@ -38,14 +38,14 @@ class Record(NamedTuple):
 
 
 class EmbeddedServer:
-    """This process's share in the server of a project. One for each project, shared by all its users.
+    """This process's share in the server of a project. One for each state folder, shared by all its users.
 
     `address` is where the server listens; it may change in `ensure`.
     """
 
-    def __init__(self, project: Path) -> None:
+    def __init__(self, project: Path, state: Path) -> None:
         self.project = project
-        self.state = project / ".karta"
+        self.state = state
         self.address = ""
         self.users = 0
         self._lock = threading.Lock()
@@ -80,9 +80,7 @@ class EmbeddedServer:
                 return
             if time.monotonic() > deadline:
                 break
-        raise EmbeddedServerError(
-            f"No server came up in {self.state}.", log=server_process.tail(self.state / "server.log")
-        )
+        raise EmbeddedServerError(f"No server came up in {self.state}.", log=server_process.tail(self.state))
 
     def _join(self) -> bool:
         """Connect to the server that server.json names; false when there is none any more."""
@@ -114,8 +112,8 @@ class EmbeddedServer:
     def _start(self, deadline: float) -> bool:
         """Start a server; true when it serves, false when another one has the folder."""
         try:
-            self.state.mkdir(mode=0o700, exist_ok=True)
-            return server_process.start(self.project, socket_path(self.state), self.state / "server.log", deadline)
+            self.state.mkdir(mode=0o700, parents=True, exist_ok=True)
+            return server_process.start(self.project, self.state, socket_path(self.state), deadline)
         except OSError as error:
             raise EmbeddedServerError(f"Cannot start a server in {self.project}: {error}") from error
 
@@ -135,16 +133,19 @@ _servers_lock = threading.Lock()
 _inherited: list[object] = []
 
 
-def acquire(project: Path) -> EmbeddedServer:
+def acquire(project: Path, state: Path | None = None) -> EmbeddedServer:
     """Join or start the server of the project; every call is followed by one `release`.
 
-    Blocks up to 30 s. Raises EmbeddedServerError.
+    Its state is in `.karta` of the project unless `state` names another folder,
+    whatever karta.jsonc says: all users of a folder have to look in the same
+    place. Blocks up to 30 s. Raises EmbeddedServerError.
     """
     project = project.resolve()
     if not project.is_dir():
         raise EmbeddedServerError(f"There is no folder {project}.")
+    state = state.absolute() if state else project / ".karta"
     with _servers_lock:
-        server = _servers.setdefault(project, EmbeddedServer(project))
+        server = _servers.setdefault(state, EmbeddedServer(project, state))
         server.users += 1
     try:
         server.ensure()
@@ -157,11 +158,11 @@ def acquire(project: Path) -> EmbeddedServer:
 def release(server: EmbeddedServer) -> None:
     """Give up one share; with the last one the process lets go of the server."""
     with _servers_lock:
-        if _servers.get(server.project) is not server:
+        if _servers.get(server.state) is not server:
             return  # Inherited by a fork, which dropped it.
         server.users -= 1
         if server.users == 0:
-            del _servers[server.project]
+            del _servers[server.state]
             server.close()
 
 

@@ -49,9 +49,10 @@ def resolve_target(target: str | None) -> str:
 class Endpoint:
     """Where the server is: an address, or the server of a project, which is held while in use."""
 
-    def __init__(self, target: str, project: Path) -> None:
+    def __init__(self, target: str, project: Path, state: Path | None = None) -> None:
         self.target = target
         self.project = project
+        self.state = state
         self.reached = False
         self._server: embedded.EmbeddedServer | None = None
 
@@ -60,7 +61,7 @@ class Endpoint:
         if self.target:
             return self.target
         if self._server is None:
-            self._server = embedded.acquire(self.project)
+            self._server = embedded.acquire(self.project, self.state)
         else:
             self._server.ensure()
         return self._server.address
@@ -80,8 +81,10 @@ def channel_options(address: str) -> list[tuple[str, int]]:
 class ConnectionBase:
     """What both kinds of connection share."""
 
-    def __init__(self, target: str, project: Path, reconnect_timeout: float, trace: str) -> None:
-        self.endpoint = Endpoint(target, project)
+    def __init__(
+        self, target: str, project: Path, reconnect_timeout: float, trace: str, state: Path | None = None
+    ) -> None:
+        self.endpoint = Endpoint(target, project, state)
         self._reconnect_timeout = reconnect_timeout
         self._trace = trace
         self._address = ""

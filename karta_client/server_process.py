@@ -15,6 +15,7 @@ from typing import IO
 from karta_client.errors import EmbeddedServerError
 
 LOG_LIMIT_BYTES = 256 * 1024
+_LOG_NAME = "server.log"
 _TAIL_BYTES = 4096
 _EXIT_IN_USE = 75
 _END_LIMIT_SECONDS = 5.0
@@ -23,15 +24,15 @@ _children: set[subprocess.Popen[bytes]] = set()
 _inherited: list[subprocess.Popen[bytes]] = []
 
 
-def start(project: Path, listen: Path, log_path: Path, deadline: float) -> bool:
+def start(project: Path, state: Path, listen: Path, deadline: float) -> bool:
     """Start a server; true when it serves, false when another one has the state directory.
 
     `deadline` is a time of time.monotonic(). Raises EmbeddedServerError with
     the log, and OSError when there is no starting at all.
     """
-    with open_log(log_path) as log:
+    with open_log(state) as log:
         begin = log.tell()
-        child = _spawn(project, listen, log)
+        child = _spawn(project, state, listen, log)
     try:
         if _read_line(child, deadline):
             _reap_later(child)
@@ -44,22 +45,22 @@ def start(project: Path, listen: Path, log_path: Path, deadline: float) -> bool:
             _kill(child)
     if child.returncode == _EXIT_IN_USE:
         return False
-    raise EmbeddedServerError(f"The embedded server of {project} {ending}.", log=tail(log_path, begin))
+    raise EmbeddedServerError(f"The embedded server of {project} {ending}.", log=tail(state, begin))
 
 
-def open_log(path: Path) -> IO[bytes]:
+def open_log(state: Path) -> IO[bytes]:
     """Open the log at its end; emptied when it has grown large."""
-    log = path.open("ab")
+    log = (state / _LOG_NAME).open("ab")
     if log.tell() > LOG_LIMIT_BYTES:
         log.truncate(0)
         log.seek(0)
     return log
 
 
-def tail(path: Path, begin: int = 0) -> str:
+def tail(state: Path, begin: int = 0) -> str:
     """Return the last lines of the log, of those behind `begin`; empty when there are none."""
     try:
-        with path.open("rb") as log:
+        with (state / _LOG_NAME).open("rb") as log:
             size = log.seek(0, os.SEEK_END)
             log.seek(max(begin, size - _TAIL_BYTES))
             return log.read().decode(errors="replace").strip()
@@ -67,11 +68,11 @@ def tail(path: Path, begin: int = 0) -> str:
         return ""
 
 
-def _spawn(project: Path, listen: Path, log: IO[bytes]) -> subprocess.Popen[bytes]:
+def _spawn(project: Path, state: Path, listen: Path, log: IO[bytes]) -> subprocess.Popen[bytes]:
     # -P: modules in the current folder must not take the place of installed ones.
     module = [sys.executable, "-P", "-m", "karta_server.cli"]
     return subprocess.Popen(
-        [*module, "dev-serve", str(project), "--listen", f"unix:{listen}", "--embedded"],
+        [*module, "dev-serve", str(project), "--state", str(state), "--listen", f"unix:{listen}", "--embedded"],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=log,

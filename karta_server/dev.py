@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import sys
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +18,6 @@ from karta_client.connection import Connection
 from karta_client.errors import KartaError
 from karta_client.terminal import Renderer, make_console, shorten
 from karta_server.dev_reload import changes
-from karta_server.dev_state import serving
 
 if TYPE_CHECKING:
     from prompt_toolkit.completion import Completer
@@ -96,18 +94,11 @@ class Opening:
 
 
 async def _dev(project: Path, state: Path | None, opening: Opening) -> int:
-    async with _connected(project, state) as connection:
+    # Never KARTA_TARGET: the files that are edited here are those of this folder.
+    async with Connection("", project, state=state) as connection:
         session = await opening.open(connection)
         repl = Repl(connection, session, project, state or project / ".karta")
         return await repl.run()
-
-
-@contextlib.asynccontextmanager
-async def _connected(project: Path, state: Path | None) -> AsyncIterator[Connection]:
-    # Never KARTA_TARGET: the files that are edited here are those of this folder.
-    async with contextlib.AsyncExitStack() as stack:
-        address = await stack.enter_async_context(serving(project, state)) if state else ""
-        yield await stack.enter_async_context(Connection(address, project))
 
 
 class Repl(Chat):

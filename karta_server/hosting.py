@@ -20,6 +20,7 @@ from karta_server.server import Server
 from karta_server.sockets import private_folder, private_umask, remove_stale
 from karta_server.storage.lock import StateLock
 
+_EMBEDDED_DRAIN_SECONDS = 2.0
 RECORD_NAME = "server.json"
 """In the state directory while a server serves: {"pid", "address", "hold", "version"}."""
 
@@ -31,7 +32,7 @@ async def host(config: Config, announce: Callable[[str, str], None]) -> None:
 
     `announce` gets the bound address and the default harness, once, when the server serves and
     server.json says so. SIGTERM and SIGINT end it gracefully within
-    `config.drain_seconds`, a second one at once. Raises KartaError when it
+    `config.drain_seconds` (embedded: 2 s at most), a second one at once. Raises KartaError when it
     cannot start: STATE_DIRECTORY_IN_USE, CONFIG_INVALID, and what Server.start
     raises. Runs in the main thread, for the signals.
     """
@@ -106,7 +107,9 @@ async def _serving(config: Config, signals: _Signals) -> AsyncIterator[tuple[Ser
     try:
         yield server, address
     finally:
-        await _stop(server, config.drain_seconds, signals)
+        # The users of an embedded server are gone, and the next one waits for the folder.
+        drain_seconds = min(config.drain_seconds, _EMBEDDED_DRAIN_SECONDS) if config.embedded else config.drain_seconds
+        await _stop(server, drain_seconds, signals)
         if socket:
             socket.unlink(missing_ok=True)
 

@@ -42,7 +42,6 @@ ROOMS = {
 ROOM_OF_MODULE = {
     "addresses": "config",
     "dev_reload": "dev",
-    "dev_state": "dev",
     "jsonc": "config",
     "settings": "config",
     "error_codes": "leaves",

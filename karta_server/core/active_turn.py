@@ -10,7 +10,7 @@ from karta import v1
 from karta_server.core import events, ledger
 from karta_server.core.agents import Agents
 from karta_server.core.inputs import ask, prepare_questions
-from karta_server.error_codes import to_error
+from karta_server.error_codes import code_of, to_error
 from karta_server.errors import KartaError
 from karta_server.harness.contract import HarnessSession, Prompt
 from karta_server.harness.supervisor import Supervisor
@@ -125,6 +125,7 @@ class ActiveTurn:
         if event.source == v1.EVENT_SOURCE_AGENT and not event.actor:
             event.actor = self._turn.agent
         kind = event.WhichOneof("kind")
+        _complete_error(event)
         limit = self._around.limits.max_tool_text_bytes
         if kind == "turn_finished":
             self._finished = event.turn_finished
@@ -201,6 +202,13 @@ class ActiveTurn:
                 return session.queued_turn_count > 0
         log.error("turn %s could not be ended; it will be at the next start", self.claim.turn_id)
         return False
+
+
+def _complete_error(event: v1.Event) -> None:
+    """Give an error the code that belongs to its reason; harnesses need not know."""
+    for holder in (event, event.retrying, event.turn_finished):
+        if holder.HasField("error") and not holder.error.code:
+            holder.error.code = code_of(holder.error.reason)
 
 
 def prompt_text(session: v1.Session, turn: v1.Turn) -> str:

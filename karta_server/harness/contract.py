@@ -87,7 +87,7 @@ class HarnessSession(ABC):
 
     @abstractmethod
     async def interrupt(self) -> None:
-        """Ask the running turn to stop: `run_turn` then ends with CANCELLED.
+        """Ask the running turn to stop: `run_turn` then ends with CANCELLED, or as it ended just before.
 
         Returns when the harness has heard it. Does nothing when no turn runs.
         Karta closes the session when the turn does not end in time.

@@ -46,8 +46,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     input_request_id.
     """
     ERROR_REASON_AGENT_NOT_FOUND: _ErrorReason.ValueType  # 7
-    """NOT_FOUND. The project has no agent of that name. Metadata: agent, known
-    (comma-separated names).
+    """NOT_FOUND. The project has no agent of that name; in turns too, when it
+    went while the turn waited. Metadata: agent, known (comma-separated names).
     """
     ERROR_REASON_PARTICIPANT_NOT_FOUND: _ErrorReason.ValueType  # 8
     """NOT_FOUND. The session has no participant of that id. Metadata:
@@ -203,8 +203,8 @@ ERROR_REASON_INPUT_REQUEST_NOT_FOUND: ErrorReason.ValueType  # 6
 input_request_id.
 """
 ERROR_REASON_AGENT_NOT_FOUND: ErrorReason.ValueType  # 7
-"""NOT_FOUND. The project has no agent of that name. Metadata: agent, known
-(comma-separated names).
+"""NOT_FOUND. The project has no agent of that name; in turns too, when it
+went while the turn waited. Metadata: agent, known (comma-separated names).
 """
 ERROR_REASON_PARTICIPANT_NOT_FOUND: ErrorReason.ValueType  # 8
 """NOT_FOUND. The session has no participant of that id. Metadata:

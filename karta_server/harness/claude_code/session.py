@@ -13,6 +13,7 @@ from karta import v1
 from karta_server.error_codes import to_error
 from karta_server.errors import KartaError
 from karta_server.harness.claude_code.approvals import Approvals
+from karta_server.harness.claude_code.definitions import Stamp, stamp
 from karta_server.harness.claude_code.failures import start_failed, unknown_agent
 from karta_server.harness.claude_code.launch import Launch, launch
 from karta_server.harness.claude_code.memory import Memory
@@ -56,7 +57,7 @@ class _Turn:
 
 
 class ClaudeCodeSession(HarnessSession):
-    """A conversation; its process starts with the first turn, and anew for another agent."""
+    """A conversation; its process starts with the first turn, and anew for another agent, or an edited one."""
 
     def __init__(self, settings: HarnessSettings, program: Path, session_id: str, memory: bytes) -> None:
         self._settings = settings
@@ -66,6 +67,7 @@ class ClaudeCodeSession(HarnessSession):
         self._approvals = Approvals()
         self._process: ClaudeProcess | None = None
         self._launch: Launch | None = None
+        self._definitions: Stamp = ()
         self._turn: _Turn | None = None
         self._closed = False
 
@@ -124,7 +126,9 @@ class ClaudeCodeSession(HarnessSession):
         """Have a process that runs this agent; return whether the conversation could not be found again."""
         if self._closed:
             raise start_failed("this session was closed", "")
-        if self._process is not None and self._process.alive and self._memory.agent == agent:
+        definitions = await asyncio.to_thread(stamp, self._settings)
+        changed, self._definitions = definitions != self._definitions, definitions
+        if self._process is not None and self._process.alive and self._memory.agent == agent and not changed:
             return False
         await self._end_process()
         resume = self._memory.begun

@@ -321,3 +321,11 @@ async def test_a_cancelled_start_holds_nothing(project: Path) -> None:
     while processes_of(project):
         assert time.monotonic() < begin + 15
         await asyncio.sleep(0.05)
+
+
+async def test_the_embedded_server_keeps_its_state_in_the_project(project: Path) -> None:
+    (project / "karta.jsonc").write_text('{"state": "elsewhere", "harness": {"name": "scripted"}}')
+    async with AsyncKarta(project=project) as app:
+        assert (await app.send("hello")).text == "echo[1]: hello"
+        assert (project / ".karta" / "server.json").exists()
+        assert not (project / "elsewhere").exists()

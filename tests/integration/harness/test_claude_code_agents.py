@@ -27,6 +27,24 @@ async def test_a_turn_runs_as_the_agent_that_it_names(claude: Claude) -> None:
     assert {event.actor for event in events if event.source == v1.EVENT_SOURCE_AGENT} == {"billing"}
 
 
+async def test_an_edited_agent_answers_the_next_turn_of_the_same_conversation(claude: Claude) -> None:
+    claude.agent("billing", "You are BILLING.", model="haiku", tools="Read")
+    session = await claude.open()
+    await run(session, "one", "billing")
+    pid = claude.program_pid()
+    await run(session, "two", "billing")
+    assert claude.program_pid() == pid, "nothing changed, so the process is kept"
+
+    claude.agent("billing", "You are BILLING, edited.", model="sonnet", tools="Read, Grep")
+    assert said(await run(session, "three", "billing")) == "echo[3]: three"
+    model, prompt, tools = request(claude)
+    assert ("sonnet" in model, "You are BILLING, edited." in prompt, "Grep" in tools) == (True, True, True)
+
+    (claude.project / "CLAUDE.md").write_text("The project's word is PLATYPUS.")
+    assert said(await run(session, "four", "billing")) == "echo[4]: four"
+    assert "PLATYPUS" in json.dumps(claude.model.requests[-1])
+
+
 async def test_a_handoff_changes_prompt_model_and_tools_and_keeps_the_conversation(claude: Claude) -> None:
     claude.agent("billing", "You are BILLING.", model="haiku", tools="Read, Grep")
     claude.agent("support", "You are SUPPORT.", tools="Read, Bash")

@@ -7,6 +7,7 @@ import pytest
 from server_api import Api, Refused, kinds, say, script
 
 from karta import v1
+from karta_server.error_codes import code_of
 
 SLOW = script([{"text": "working", "pace": 0.01}, {"delay": 60}])
 ASKS = script([{"tool": "Bash", "input": {"command": "date"}}], [{"text": "done"}])
@@ -174,6 +175,7 @@ async def test_a_failing_turn_ends_with_its_reason_and_the_session_goes_on(
     session = await api.create()
     turn = await api.send(session, script(blocks))
     assert (turn.state, turn.error.reason) == (v1.TURN_STATE_FAILED, reason)
+    assert turn.error.code == code_of(reason), "a harness need not know the codes"
     last = (await api.events(session))[-1]
     assert last.turn_finished.error.reason == reason
     assert (await api.send(session, "again")).state == v1.TURN_STATE_COMPLETED

@@ -39,13 +39,13 @@ def test_a_folder_that_others_can_enter_is_refused(tmp_path: Path, monkeypatch: 
 def test_the_log_starts_anew_when_it_is_large(tmp_path: Path) -> None:
     log = tmp_path / "server.log"
     log.write_bytes(b"x" * 1000)
-    with server_process.open_log(log) as opened:
+    with server_process.open_log(tmp_path) as opened:
         assert opened.tell() == 1000
     log.write_bytes(b"x" * (server_process.LOG_LIMIT_BYTES + 1))
-    with server_process.open_log(log) as opened:
+    with server_process.open_log(tmp_path) as opened:
         assert opened.tell() == 0
         opened.write(b"new\n")
-    assert server_process.tail(log) == "new"
+    assert server_process.tail(tmp_path) == "new"
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"pid": "x"}', '{"pid": 1}'])
