@@ -14,6 +14,7 @@ from karta_server.storage.contract import SessionKey, Tx
 log = logging.getLogger(__name__)
 
 _CLAIM_RETRY_SECONDS = 1.0
+_LAUNCH_SECONDS = 1.0
 
 
 class TurnRunner:
@@ -26,6 +27,7 @@ class TurnRunner:
         self._active: dict[SessionKey, ActiveTurn] = {}
         self._tasks: dict[SessionKey, asyncio.Task[None]] = {}
         self._wanted = asyncio.Event()
+        self._launched = asyncio.Event()  # Set, and replaced, with each launch.
         self._backlog = True  # Whether turns may wait that could run if there were a place.
         self._claimer: asyncio.Task[None] | None = None
         self.stopping = False
@@ -71,6 +73,8 @@ class TurnRunner:
         before = self._tasks.get(key)
         self._active[key] = active
         self._tasks[key] = asyncio.create_task(self._run(key, active, before))
+        self._launched.set()
+        self._launched = asyncio.Event()
 
     def active(self, key: SessionKey, turn_id: str) -> ActiveTurn | None:
         """Return the turn if it runs here."""
@@ -84,11 +88,19 @@ class TurnRunner:
             await active.answer(request)
 
     async def stop(self, key: SessionKey, turn_id: str, finished: v1.TurnFinished) -> None:
-        """Stop a turn that runs here and wait until it is terminal."""
-        active = self.active(key, turn_id)
-        if active is not None:
-            active.stop(finished)
-            await asyncio.wait({self._tasks[key]})
+        """Stop a turn that runs here and wait until it is terminal.
+
+        One that was acquired and is about to be launched is waited for; returns
+        after a while when none comes.
+        """
+        try:
+            async with asyncio.timeout(_LAUNCH_SECONDS):
+                while (active := self.active(key, turn_id)) is None:
+                    await self._launched.wait()
+        except TimeoutError:
+            return
+        active.stop(finished)
+        await asyncio.wait({self._tasks[key]})
 
     async def forget(self, key: SessionKey, reason: str) -> None:
         """Stop whatever runs for a session, and its harness."""

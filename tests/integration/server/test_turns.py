@@ -124,6 +124,20 @@ async def test_nothing_of_a_cancelled_turn_comes_after_its_end(api: Api) -> None
             ended.add(event.turn_id)
 
 
+async def test_cancel_at_any_moment_of_the_beginning_is_terminal(api: Api) -> None:
+    session = await api.create()
+
+    async def start_and_cancel(number: int) -> v1.Turn:
+        turn = await api.start(session, SLOW)
+        for _ in range(number % 7):
+            await asyncio.sleep(0)
+        return await api.cancel(turn)
+
+    ended = await asyncio.gather(*(start_and_cancel(number) for number in range(60)))
+    assert {turn.state for turn in ended} == {v1.TURN_STATE_CANCELLED}
+    assert (await api.send(session, "after")).state == v1.TURN_STATE_COMPLETED
+
+
 async def test_cancel_while_waiting_for_input_resolves_the_request(api: Api) -> None:
     session = await api.create()
     turn = await api.send(session, ASKS)
