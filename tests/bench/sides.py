@@ -1,0 +1,204 @@
+"""The two sides of a comparison: a server and its client, opened once and run once a round."""
+
+import sys
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from tests.bench import venvs
+from tests.bench.processes import ROOT, Client, Server, environment
+
+# What a server of many turns at once is told; everything else is the default.
+SETTINGS = {
+    "KARTA_LOG_LEVEL": "warning",
+    "KARTA_LIMITS_MAX_LIVE_HARNESSES": "64",
+    "KARTA_LIMITS_MAX_OPEN_STREAMS": "20000",
+}
+_HERE = Path(__file__).parent
+
+
+@dataclass
+class Sample:
+    """What one run of one side measured."""
+
+    count: int
+    """Events, turns or calls."""
+    seconds: float
+    server_cpu: float = 0.0
+    client_cpu: float = 0.0
+    latencies: list[float] = field(default_factory=list, repr=False)
+    value: float = 0.0
+    """What a row that is neither rate nor latency measures."""
+
+    def raw(self) -> dict[str, Any]:
+        """Return it for the JSON."""
+        kept: dict[str, Any] = {
+            "count": self.count,
+            "seconds": round(self.seconds, 6),
+            "server_cpu_us": round(self.server_cpu / self.count * 1e6, 3),
+            "client_cpu_us": round(self.client_cpu / self.count * 1e6, 3),
+        }
+        if self.latencies:
+            kept["p50_us"] = round(p50(self) * 1e6, 1)
+        if self.value:
+            kept["value"] = round(self.value, 6)
+        return kept
+
+
+def rate(sample: Sample) -> float:
+    """What happened a second."""
+    return sample.count / sample.seconds
+
+
+def server_cpu(sample: Sample) -> float:
+    """CPU seconds of the server for each."""
+    return sample.server_cpu / sample.count
+
+
+def p50(sample: Sample) -> float:
+    """The median of the latencies in seconds."""
+    ordered = sorted(sample.latencies)
+    return ordered[len(ordered) // 2]
+
+
+def value(sample: Sample) -> float:
+    """What the side itself measured."""
+    return sample.value
+
+
+class Side(ABC):
+    """One side of a comparison."""
+
+    name: str
+
+    @abstractmethod
+    def open(self) -> None:
+        """Start what every round needs."""
+
+    @abstractmethod
+    def run(self) -> Sample:
+        """Measure once."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """End what was started; idempotent."""
+
+    def server_pid(self) -> int | None:
+        """Return the process that a profiler looks into."""
+        return None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+Serve = Callable[[Path], Server]
+
+
+class Served(Side):
+    """A server process and a client process."""
+
+    def __init__(self, name: str, serve: Serve, scenario: str, **parameters: Any) -> None:
+        self.name = name
+        self.serve, self.scenario, self.parameters = serve, scenario, parameters
+        self._stack = ExitStack()
+
+    def open(self) -> None:
+        folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="karta-bench-")))
+        self.server = self.serve(folder)
+        self._stack.callback(self.server.close)
+        self.client = Client(self.scenario, folder, address=self.server.address, **self.parameters)
+        self._stack.callback(self.client.close)
+
+    def run(self) -> Sample:
+        before = self.server.cpu_seconds()
+        measured = self.client.run()
+        return Sample(
+            measured["count"],
+            measured["seconds"],
+            self.server.cpu_seconds() - before,
+            measured["client_cpu"],
+            measured.get("latencies", []),
+        )
+
+    def close(self) -> None:
+        self._stack.close()
+
+    def server_pid(self) -> int | None:
+        return self.server.pid
+
+
+class Idle(Served):
+    """Memory of a server for each thing that is open in it; a fresh server each round."""
+
+    def __init__(self, name: str, serve: Serve, scenario: str, count: int, **parameters: Any) -> None:
+        super().__init__(name, serve, scenario, **parameters)
+        self._count = count
+
+    def open(self) -> None:
+        """Each round opens its own."""
+
+    def run(self) -> Sample:
+        super().open()
+        try:
+            # What the first streams bring along (arenas, caches) is the server's, not a stream's.
+            self.client.run()
+            before = self.server.resident_bytes()
+            sample = super().run()
+            sample.value = (self.server.resident_bytes() - before) / sample.count
+        finally:
+            self.close()
+        return sample
+
+
+def karta(store: str = "sql") -> Serve:
+    """Return what starts Karta: its own command with its default durability, or with the log off."""
+
+    def serve(folder: Path) -> Server:
+        project = folder / "project"
+        project.mkdir()
+        options = [str(project), "--harness", "scripted", "--listen", "127.0.0.1:0"]
+        command = [sys.executable, "-m", "tests.bench.servers.karta", store, "dev-serve", *options]
+        return Server(command, folder, environment(folder / "home", **SETTINGS), f"karta-{store}")
+
+    return serve
+
+
+def bare(folder: Path) -> Server:
+    """Start the bare grpc.aio server."""
+    return Server([sys.executable, "-m", "tests.bench.servers.bare"], folder, environment(folder / "home"), "bare")
+
+
+def sse(kind: str) -> Serve:
+    """Return what starts a server of Server-Sent Events."""
+
+    def serve(folder: Path) -> Server:
+        command = [str(venvs.python("web")), "-P", str(_HERE / "servers" / "sse.py"), kind]
+        return Server(command, folder, _alone(folder), kind)
+
+    return serve
+
+
+def upstream(folder: Path) -> Server:
+    """Start karta-runtime 0.1.0."""
+    project = folder / "project"
+    project.mkdir()
+    command = [str(venvs.python("upstream")), "-P", str(_HERE / "servers" / "upstream.py"), str(project)]
+    return Server(command, folder, _alone(folder), "upstream")
+
+
+def _alone(folder: Path) -> dict[str, str]:
+    """An environment in which the project's packages are not found: they have the names of upstream's."""
+    variables = environment(folder / "home")
+    with suppress(KeyError):
+        del variables["PYTHONPATH"]
+    return variables
+
+
+assert (ROOT / "karta_server").is_dir()
