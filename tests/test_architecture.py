@@ -46,6 +46,7 @@ ROOM_OF_MODULE = {
     "settings": "config",
     "error_codes": "leaves",
     "errors": "leaves",
+    "framing": "leaves",
     "hold": "hosting",
     "ids": "leaves",
     "sockets": "hosting",

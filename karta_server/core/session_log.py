@@ -10,13 +10,13 @@ from collections import deque
 from collections.abc import Sequence
 
 from karta import v1
+from karta_server import framing
 from karta_server.core.session_record import session_not_found
 from karta_server.errors import KartaError
 from karta_server.storage.contract import Commit, Frames, SessionKey, Store
 
 FRAME_BYTES = 512 * 1024
 RING_BYTES = 32 * 1024 * 1024
-_TAG_EVENTS = 0x0A
 
 
 class _Topic:
@@ -39,17 +39,20 @@ class _Topic:
             return None
         pieces: list[bytes] = []
         size = 0
-        last = sequence
+        last, turn_id, finishes = sequence, "", False
         for frames in self.recent:
             if frames.last <= sequence:
                 continue
-            data = frames.data if frames.first > sequence else skip(frames, sequence)
-            if pieces and size + len(data) > FRAME_BYTES:
+            # One turn's frames stay apart from others, so that its watchers need not look into them.
+            if pieces and (size + len(frames.data) > FRAME_BYTES or finishes or frames.turn_id != turn_id):
                 break
+            data = frames.data
+            if frames.first <= sequence:
+                data = data[framing.skip(data, sequence + 1 - frames.first) :]
             pieces.append(data)
             size += len(data)
-            last = frames.last
-        return Frames(pieces[0] if len(pieces) == 1 else b"".join(pieces), sequence + 1, last)
+            last, turn_id, finishes = frames.last, frames.turn_id, frames.finishes
+        return Frames(pieces[0] if len(pieces) == 1 else b"".join(pieces), sequence + 1, last, turn_id, finishes)
 
 
 class SessionLog:
@@ -161,26 +164,6 @@ class Cursor:
                     await woken.wait()
             except TimeoutError:
                 return None
-
-
-def skip(frames: Frames, sequence: int) -> bytes:
-    """Return the frames' data without the events up to a sequence."""
-    data = frames.data
-    position = 0
-    for _ in range(frames.first, sequence + 1):
-        if data[position] != _TAG_EVENTS:
-            raise ValueError("stored frames are not framed events")
-        position += 1
-        length = shift = 0
-        while True:
-            byte = data[position]
-            position += 1
-            length |= (byte & 0x7F) << shift
-            shift += 7
-            if byte < 0x80:
-                break
-        position += length
-    return data[position:]
 
 
 def _out_of_range(after: int, latest: int) -> KartaError:

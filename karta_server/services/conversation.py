@@ -13,8 +13,8 @@ from karta_server.core.sessions import Sessions
 from karta_server.core.turns import Turns
 from karta_server.error_codes import to_error
 from karta_server.errors import KartaError
-from karta_server.services.frames import conversation_frame
-from karta_server.storage.contract import SessionKey
+from karta_server.services.frames import conversation_frame, frame
+from karta_server.storage.contract import Frames, SessionKey
 
 # Frames that wait for a slow client; then commands and events are held back.
 _MAX_WAITING_FRAMES = 64
@@ -136,14 +136,26 @@ class _Conversation:
         async with self._core.log.watch(self._key, after) as cursor:
             while True:
                 frames = await cursor.next(self._core.heartbeat_seconds)
-                kept = v1.EventFrame(latest_sequence=cursor.position)
-                for event in v1.EventFrame.FromString(frames.data).events if frames else ():
-                    kind = event.WhichOneof("kind")
-                    if not self._kinds or kind in self._kinds:
-                        kept.events.append(event)
-                    if kind == "turn_finished":
-                        self._open_turns.discard(event.turn_id)
-                        self._finished_turns.append(event.turn_id)
-                await self._outgoing.put(conversation_frame(kept.SerializeToString()))
+                data = self._wanted(frames) if frames is not None else b""
+                await self._outgoing.put(conversation_frame(frame(data, cursor.position)))
                 if self._closed and not self._open_turns:
                     await self._outgoing.put(None)
+
+    def _wanted(self, frames: Frames) -> bytes:
+        """Return the frames that no filter leaves out, and note which turns ended."""
+        if frames.turn_id and not self._kinds:
+            if frames.finishes:
+                self._finish(frames.turn_id)
+            return frames.data
+        kept = v1.EventFrame()
+        for event in v1.EventFrame.FromString(frames.data).events:
+            kind = event.WhichOneof("kind")
+            if not self._kinds or kind in self._kinds:
+                kept.events.append(event)
+            if kind == "turn_finished":
+                self._finish(event.turn_id)
+        return kept.SerializeToString()
+
+    def _finish(self, turn_id: str) -> None:
+        self._open_turns.discard(turn_id)
+        self._finished_turns.append(turn_id)

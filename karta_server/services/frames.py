@@ -12,7 +12,8 @@ from google.protobuf import duration_pb2
 from karta import v1
 from karta_server.core import checks
 from karta_server.core.session_log import Cursor, SessionLog
-from karta_server.storage.contract import SessionKey
+from karta_server.framing import varint
+from karta_server.storage.contract import Frames, SessionKey
 
 _LATEST_SEQUENCE = b"\x10"
 _FIELD_ONE = b"\x0a"
@@ -20,12 +21,12 @@ _FIELD_ONE = b"\x0a"
 
 def frame(data: bytes, latest_sequence: int) -> bytes:
     """Return an EventFrame, serialized: events and the cursor behind them."""
-    return data + _LATEST_SEQUENCE + _varint(latest_sequence)
+    return data + _LATEST_SEQUENCE + varint(latest_sequence)
 
 
 def conversation_frame(event_frame: bytes) -> bytes:
     """Return a ConverseResponse, serialized, that holds an EventFrame."""
-    return _FIELD_ONE + _varint(len(event_frame)) + event_frame
+    return _FIELD_ONE + varint(len(event_frame)) + event_frame
 
 
 def heartbeat_seconds(interval: duration_pb2.Duration | None, default: float) -> float:
@@ -60,17 +61,28 @@ async def turn_frames(
         if frames is None:
             yield frame(b"", cursor.position)
             continue
-        kept = v1.EventFrame()
-        for event in v1.EventFrame.FromString(frames.data).events:
-            kind = event.WhichOneof("kind")
-            if event.turn_id != turn.turn_id:
-                continue
-            if not kinds or kind in kinds or kind == "turn_finished":
-                kept.events.append(event)
-            if kind == "turn_finished":
-                yield frame(kept.SerializeToString(), event.sequence)
-                return
-        yield frame(kept.SerializeToString(), cursor.position)
+        data, latest_sequence, finished = _of_turn(frames, turn.turn_id, kinds)
+        yield frame(data, latest_sequence)
+        if finished:
+            return
+
+
+def _of_turn(frames: Frames, turn_id: str, kinds: frozenset[str]) -> tuple[bytes, int, bool]:
+    """Return the turn's events among the frames, up to which sequence, and whether the turn ends there."""
+    if frames.turn_id == turn_id and not kinds:
+        return frames.data, frames.last, frames.finishes
+    if frames.turn_id not in ("", turn_id):
+        return b"", frames.last, False
+    kept = v1.EventFrame()
+    for event in v1.EventFrame.FromString(frames.data).events:
+        if event.turn_id != turn_id:
+            continue
+        kind = event.WhichOneof("kind")
+        if not kinds or kind in kinds or kind == "turn_finished":
+            kept.events.append(event)
+        if kind == "turn_finished":
+            return kept.SerializeToString(), event.sequence, True
+    return kept.SerializeToString(), frames.last, False
 
 
 def _only(data: bytes, kinds: frozenset[str]) -> bytes:
@@ -78,12 +90,3 @@ def _only(data: bytes, kinds: frozenset[str]) -> bytes:
         return data
     events = v1.EventFrame.FromString(data).events
     return v1.EventFrame(events=[e for e in events if e.WhichOneof("kind") in kinds]).SerializeToString()
-
-
-def _varint(value: int) -> bytes:
-    encoded = bytearray()
-    while value > 0x7F:
-        encoded.append(value & 0x7F | 0x80)
-        value >>= 7
-    encoded.append(value)
-    return bytes(encoded)

@@ -53,6 +53,10 @@ class Frames(NamedTuple):
     data: bytes
     first: int
     last: int
+    turn_id: str = ""
+    """The turn that all of them belong to; empty when that is not one, or not known."""
+    finishes: bool = False
+    """Whether the last one is the turn_finished of `turn_id`."""
 
 
 @dataclass

@@ -17,9 +17,9 @@ from sqlalchemy import Connection
 
 from karta import v1
 from karta_server.errors import KartaError
+from karta_server.framing import frame
 from karta_server.storage.contract import Commit, Fence, Frames, SessionKey
 from karta_server.storage.sql import dialect
-from karta_server.storage.sql.framing import frame
 
 CHUNK_BYTES: Final = 256 * 1024
 """A chunk ends before it exceeds this, unless one event alone does."""
@@ -43,6 +43,10 @@ class Log:
     fence: int = 0
     metadata_digest: bytes = b""
     frames: list[bytes] = field(default_factory=list)
+    turn_id: str = ""
+    """The turn that all frames belong to; empty when there is not just one."""
+    finishes: bool = False
+    """Whether the last frame is that turn's end."""
     inputs: dict[str, v1.InputRequest] = field(default_factory=dict)
     deleted: bool = False
 
@@ -63,7 +67,8 @@ class Log:
         frames = None
         if self.frames:
             first = self.latest_sequence - len(self.frames) + 1
-            frames = Frames(b"".join(self.frames), first, self.latest_sequence)
+            finishes = self.finishes and bool(self.turn_id)
+            frames = Frames(b"".join(self.frames), first, self.latest_sequence, self.turn_id, finishes)
         return Commit(self.key, frames, list(self.inputs.values()), self.deleted)
 
     def settle(self) -> None:
@@ -134,9 +139,12 @@ class Logs:
                 "Stop the harness and drop its events.",
             )
         now = self._clock()
-        frames = _number(events, key.session_id, log.latest_sequence, now)
+        numbered = list(events)
+        frames = _number(numbered, key.session_id, log.latest_sequence, now)
         if frames:
             log = self.change(key)
+            log.turn_id = _one_turn(numbered, log)
+            log.finishes = numbered[-1].HasField("turn_finished")
             log.frames += frames
             log.latest_sequence += len(frames)
             log.update_time = now // 1_000
@@ -221,6 +229,14 @@ def _number(events: Iterable[v1.Event], session_id: str, latest: int, now: int) 
         event.create_time.nanos = nanos
         frames.append(frame(event.SerializeToString()))
     return frames
+
+
+def _one_turn(events: Sequence[v1.Event], log: Log) -> str:
+    """Return the turn of the events and of what the log has got already, if that is one."""
+    turn_id = events[0].turn_id
+    if log.frames and log.turn_id != turn_id:
+        return ""
+    return turn_id if all(event.turn_id == turn_id for event in events) else ""
 
 
 Chunk = tuple[str, str, int, int, bytes]

@@ -6,6 +6,7 @@ from typing import Any
 from sqlalchemy import Select, bindparam, select, tuple_
 
 from karta import v1
+from karta_server import framing
 from karta_server.storage.contract import (
     EventReader,
     Frames,
@@ -16,7 +17,7 @@ from karta_server.storage.contract import (
     SessionReader,
     TurnReader,
 )
-from karta_server.storage.sql import cursors, framing, tables
+from karta_server.storage.sql import cursors, tables
 from karta_server.storage.sql.dialect import Query
 from karta_server.storage.sql.read_connections import ReadConnections
 from karta_server.storage.sql.rows import read_session

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from karta import v1
-from karta_server.storage.sql.framing import fit, frame, skip
+from karta_server.framing import fit, frame, skip
 
 sizes = st.lists(
     st.sampled_from([0, 1, 124, 125, 126, 127, 128, 16_378, 16_379, 16_380, 16_384, 2_100_000]), max_size=5

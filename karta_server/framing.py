@@ -16,7 +16,7 @@ def frame(event: bytes) -> bytes:
         return bytes((0x0A, size)) + event
     if size < 0x4000:
         return bytes((0x0A, size & 0x7F | 0x80, size >> 7)) + event
-    return _TAG + _varint(size) + event
+    return _TAG + varint(size) + event
 
 
 def skip(frames: bytes, count: int) -> int:
@@ -47,7 +47,8 @@ def _ends(frames: bytes, offset: int) -> Iterator[int]:
         yield offset
 
 
-def _varint(number: int) -> bytes:
+def varint(number: int) -> bytes:
+    """Return a number as protobuf writes it."""
     out = bytearray()
     while number > 0x7F:
         out.append(number & 0x7F | 0x80)
