@@ -11,10 +11,10 @@ EXTRAS ?= dev
 FREE_MIB := 1500
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check generated lint types generate format clean preflight
+.PHONY: help install demo test bench bench-quick check generated lint types generate format clean preflight
 
 help: ## Show what there is to make.
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
 
 install: $(STAMP) ## Make .venv with everything; does nothing when it is there.
 	@echo "Installed in .venv: $$($(BIN)/karta-runtime --version)"
@@ -24,6 +24,12 @@ demo: $(STAMP) ## Show the main job with the real Claude Code and a scripted mod
 
 test: $(STAMP) ## Run all tests that need only Python and pip packages.
 	@$(PY) -m pytest -q $(TESTS)
+
+bench: $(STAMP) ## Measure Karta beside its peers, 7 rounds each; ROWS=P1,P4 for single rows.
+	@$(PY) -m tests.bench $(if $(ROWS),--rows $(ROWS)) $(BENCH)
+
+bench-quick: $(STAMP) ## The same in under 3 minutes.
+	@$(PY) -m tests.bench --quick $(if $(ROWS),--rows $(ROWS)) $(BENCH)
 
 check: generated lint types test ## The gate: generated code, contract, format, style, types, tests.
 

@@ -30,7 +30,11 @@ def environment(home: Path, **more: str) -> dict[str, str]:
     """Return the environment of a process: a home of its own, and nothing of the machine's configuration."""
     home.mkdir(parents=True, exist_ok=True)
     kept = {name: value for name, value in os.environ.items() if _ALLOWED.fullmatch(name)}
-    return kept | {"HOME": str(home), "CLAUDE_CONFIG_DIR": str(home / ".claude"), "PYTHONPATH": str(ROOT)} | more
+    return (
+        kept
+        | {"HOME": str(home), "CLAUDE_CONFIG_DIR": str(home / ".claude"), "PYTHONPATH": f"{ROOT}:{ROOT / 'gen'}"}
+        | more
+    )
 
 
 class Process:

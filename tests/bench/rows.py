@@ -106,11 +106,7 @@ def comparisons(*, quick: bool) -> list[Comparison]:
         Comparison(
             Served("Karta", karta(), "grpc_calls:Approvals", approvals=size.approvals),
             Served("bare grpc.aio, unary", bare, "grpc_calls:BareCalls", calls=size.approvals),
-            (
-                Metric(
-                    "P6", "answer to an approval, durable / bare unary call", "s, p50", 2.5, p50, at_least=False
-                ),
-            ),
+            (Metric("P6", "answer to an approval, durable / bare unary call", "s, p50", 2.5, p50, at_least=False),),
         ),
         Comparison(
             Served("Karta, finished session", karta(), "grpc_calls:CatchUp", turns=size.history, pieces=20_000),

@@ -5,7 +5,7 @@ a client found events missing.
 """
 
 import argparse
-import datetime
+import datetime as dt
 import json
 import os
 import platform
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             failed = True
             made = [_not_run(metric, str(error)) for metric in comparison.metrics]
         for row in made:
-            print(_line(row), flush=True)
+            print(_line(row), flush=True)  # noqa: T201
         rows += made
     results = {"machine": _machine(), "durability": _DURABILITY, "settings": SETTINGS, "quick": options.quick}
     results["rows"] = rows
@@ -149,7 +149,7 @@ def _line(row: dict[str, Any]) -> str:
 
 def _machine() -> dict[str, Any]:
     return {
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "date": dt.datetime.now(dt.UTC).date().isoformat(),
         "cores": os.cpu_count(),
         "processor": _processor(),
         "system": f"{platform.system()} {platform.machine()}",

@@ -227,9 +227,8 @@ class Approvals(Scenario):
         latencies: list[float] = []
         begin = time.perf_counter()
         async for frame in self.turns.RunTurn(v1.RunTurnRequest(start=say(self._session, self._prompt))):
-            for event in frame.events:
-                if event.HasField("input_required"):
-                    latencies.append(await self._allow(event.input_required.input_request.input_request_id))
+            asked = [event.input_required.input_request for event in frame.events if event.HasField("input_required")]
+            latencies += [await self._allow(request.input_request_id) for request in asked]
         if len(latencies) != self._approvals:
             raise LostEventsError(f"{len(latencies)} approvals instead of {self._approvals}")
         return {"count": self._approvals, "seconds": time.perf_counter() - begin, "latencies": latencies}
@@ -252,9 +251,7 @@ class BareCalls(Scenario):
 
     async def run(self) -> Measured:
         """Make the calls."""
-        request = v1.RespondToInputRequest(
-            input_request_id=SESSION_ID, response=v1.InputResponse(allow=v1.Allow())
-        )
+        request = v1.RespondToInputRequest(input_request_id=SESSION_ID, response=v1.InputResponse(allow=v1.Allow()))
         latencies: list[float] = []
         first = time.perf_counter()
         for _ in range(self._calls):

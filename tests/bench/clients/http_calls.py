@@ -153,7 +153,9 @@ class UpstreamCallers(Scenario):
         """Send all messages."""
         latencies: list[float] = []
         begin = time.perf_counter()
-        await asyncio.gather(*(self._call(*pair, latencies) for pair in zip(self._connections, self._paths, strict=True)))
+        await asyncio.gather(
+            *(self._call(*pair, latencies) for pair in zip(self._connections, self._paths, strict=True))
+        )
         took = time.perf_counter() - begin
         return {"count": len(latencies), "seconds": took, "latencies": latencies}
 

@@ -28,7 +28,6 @@ from karta_server.storage.contract import (
     Tx,
     Unit,
 )
-from karta_server.storage.sql.framing import frame
 
 T = TypeVar("T")
 Listener = Callable[[Sequence[Commit]], None]
@@ -81,16 +80,17 @@ class MemoryStore(Store):
         session = self.rows[key]
         first = session.latest_sequence + 1
         seconds, nanos = divmod(time.time_ns(), 1_000_000_000)
-        frames = []
+        kept = []
         for sequence, event in enumerate(events, first):
             event.sequence = session.latest_sequence = sequence
             event.session_id = key.session_id
             event.create_time.seconds, event.create_time.nanos = seconds, nanos
-            frames.append(frame(event.SerializeToString()))
-        if frames:
+            kept.append(event)
+        if kept:
             commit = self.commit_of(key)
             before = commit.frames or Frames(b"", first, first - 1)
-            commit.frames = Frames(before.data + b"".join(frames), before.first, session.latest_sequence)
+            data = v1.EventFrame(events=kept).SerializeToString()
+            commit.frames = Frames(before.data + data, before.first, session.latest_sequence)
         return session.latest_sequence
 
     def _commit(self) -> None:

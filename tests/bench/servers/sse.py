@@ -76,12 +76,12 @@ def fastapi():
 async def serve(app):
     """Serve with uvicorn, uvloop and httptools, its fastest way, without an access log."""
     listening = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(app, log_level="warning", access_log=False)
+    config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_keep_alive=600)
     server = uvicorn.Server(config)
     task = asyncio.create_task(server.serve([listening]))
-    while not server.started:
+    while not server.started:  # noqa: ASYNC110
         await asyncio.sleep(0.01)
-    print(f"READY 127.0.0.1:{listening.getsockname()[1]}", flush=True)
+    print(f"READY 127.0.0.1:{listening.getsockname()[1]}", flush=True)  # noqa: T201
     await task
 
 

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import uvicorn
+
 from karta.app import Karta
 from karta.harness.base import AgentDefinition, HarnessAdapter, TurnResult
 from karta.response import StreamEvent, Usage
@@ -52,11 +53,11 @@ class Echo(HarnessAdapter):
 async def serve(app):
     """Serve as `karta-runtime` does, without an access log."""
     listening = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, timeout_keep_alive=600))
     task = asyncio.create_task(server.serve([listening]))
-    while not server.started:
+    while not server.started:  # noqa: ASYNC110
         await asyncio.sleep(0.01)
-    print(f"READY 127.0.0.1:{listening.getsockname()[1]}", flush=True)
+    print(f"READY 127.0.0.1:{listening.getsockname()[1]}", flush=True)  # noqa: T201
     await task
 
 
