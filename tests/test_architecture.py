@@ -162,7 +162,7 @@ def test_client_names_the_server_in_one_place():
         for node in ast.walk(TREES[path])
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and "karta_server." in node.value
     }
-    assert named == {"embedded.py"}
+    assert named == {"server_process.py"}
 
 
 def test_only_config_reads_the_environment():

@@ -122,7 +122,7 @@ def test_send_tells_that_its_turn_was_interrupted(plain_server: PlainServer) -> 
 
 
 def test_a_server_that_does_not_come_back_is_given_up(plain_server: PlainServer) -> None:
-    with Karta(plain_server.address, reconnect_timeout=1.0) as app:
+    with Karta(plain_server.address, reconnect_timeout=3.0) as app:
         stream = app.stream(LONG)
         assert next(stream).type == "message_received"
         plain_server.kill()
