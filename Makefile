@@ -11,10 +11,11 @@ EXTRAS ?= dev
 FREE_MIB := 1500
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test bench bench-quick check generated lint types generate format clean preflight
+.PHONY: help install demo test bench bench-quick check generated lint types test-all test-polyglot polyglot-stubs \
+	generate format clean preflight
 
 help: ## Show what there is to make.
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
 
 install: $(STAMP) ## Make .venv with everything; does nothing when it is there.
 	@echo "Installed in .venv: $$($(BIN)/karta-runtime --version)"
@@ -33,6 +34,14 @@ bench-quick: $(STAMP) ## The same in under 3 minutes.
 
 check: generated lint types test ## The gate: generated code, contract, format, style, types, tests.
 
+test-all: test-polyglot ## Run what needs more than Python; `make check` runs the rest.
+
+test-polyglot: $(STAMP) ## Build and run the clients in Go, TypeScript and Java, and grpcurl; says what it skips.
+	@tests/polyglot/build.sh && $(PY) -m pytest -q tests/polyglot
+
+polyglot-stubs: $(STAMP) ## Generate stubs for Go, TypeScript and Java: tests/polyglot/*/gen.
+	@tests/polyglot/build.sh --stubs
+
 generate: $(STAMP) ## Write gen/ anew from proto/.
 	@$(PY) gen/generate.py
 
@@ -42,7 +51,8 @@ format: $(STAMP) ## Format the contract and the code.
 	@$(BIN)/ruff format .
 
 clean: ## Remove .venv and caches; no state of any project.
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	rm -rf .venv .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	cd tests/polyglot && rm -rf build */gen */build */dist */node_modules
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 generated: $(STAMP)

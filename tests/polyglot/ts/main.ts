@@ -143,7 +143,8 @@ async function watch(sessions: Sessions, sessionId: string, afterSequence: bigin
   const cut = new AbortController();
   try {
     const request = { sessionId, afterSequence, follow: true };
-    for await (const frame of sessions.watchSession(request, { signal: cut.signal })) {
+    // Without a deadline: a watch is open for as long as somebody looks.
+    for await (const frame of sessions.watchSession(request, { signal: cut.signal, timeoutMs: 0 })) {
       for (const event of frame.events) {
         if (!handle(event)) return;
       }
