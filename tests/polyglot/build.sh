@@ -27,9 +27,8 @@ main() {
     mkdir -p "$notes" "$cache"
     rm -f "$notes"/*.skipped
     for language in go ts java; do
-        if "${language}_lacks" >"$notes/reason"; then
+        if "${language}_has_all" >"$notes/reason"; then
             echo "$language: building the $step"
-            "${language}_clean"
             "${language}_stubs"
             [ "$step" = stubs ] || "${language}_program"
         else
@@ -41,20 +40,19 @@ main() {
 }
 
 generate() {  # language [input]
+    [ -n "${2:-}" ] || rm -rf "$here/$1/gen"
     .venv/bin/buf generate --template "$here/$1/buf.gen.yaml" "${@:2}"
 }
 
-# <language>_lacks succeeds when nothing is lacking, and prints what is.
+# <language>_has_all fails when the toolchain lacks something, and prints what.
 
-go_lacks() {
+go_has_all() {
     command -v go >/dev/null || { echo "there is no go"; return 1; }
     GOFLAGS="$(go env GOFLAGS) -modcacherw"
     export GOFLAGS
     # Loads a newer Go where the machine allows it.
     (cd "$here/go" && go list -m) >/dev/null 2>&1 || { echo "$(go env GOVERSION) is too old for go.mod"; return 1; }
 }
-
-go_clean() { rm -rf "$here"/go/{gen,build} "$GOBIN/grpcurl"; }
 
 go_stubs() {
     go install "google.golang.org/protobuf/cmd/protoc-gen-go@$PROTOC_GEN_GO"
@@ -63,16 +61,15 @@ go_stubs() {
 }
 
 go_program() {
+    rm -rf "$here/go/build" "$GOBIN/grpcurl"
     (cd "$here/go" && go vet . && go build -o build/karta-client .)
     go install "github.com/fullstorydev/grpcurl/cmd/grpcurl@$GRPCURL"
 }
 
-ts_lacks() {
+ts_has_all() {
     command -v node >/dev/null && command -v npm >/dev/null || { echo "there is no node with npm"; return 1; }
     node -e 'process.exit(parseInt(process.versions.node) < 20 ? 1 : 0)' || { echo "node $(node --version) is older than 20"; return 1; }
 }
-
-ts_clean() { rm -rf "$here"/ts/{gen,dist}; }
 
 ts_stubs() {
     local modules=$here/ts/node_modules rpc=$here/build/googleapis/google/rpc details
@@ -86,15 +83,16 @@ ts_stubs() {
     generate ts "${rpc%/google/rpc}"
 }
 
-ts_program() { (cd "$here/ts" && node_modules/.bin/tsc); }
+ts_program() {
+    rm -rf "$here/ts/dist"
+    (cd "$here/ts" && node_modules/.bin/tsc)
+}
 
-java_lacks() {
+java_has_all() {
     command -v javac >/dev/null && command -v mvn >/dev/null || { echo "there is no javac with mvn"; return 1; }
     javac --release 17 -version >/dev/null 2>&1 || { echo "$(javac -version 2>&1) is older than 17"; return 1; }
     java_platform >/dev/null || { echo "Maven Central has no protoc for $(uname -sm)"; return 1; }
 }
-
-java_clean() { rm -rf "$here"/java/{gen,build}; }
 
 java_stubs() {
     maven dependency:copy@generators "-Dplatform=$(java_platform)"
@@ -102,7 +100,10 @@ java_stubs() {
     generate java
 }
 
-java_program() { maven compile; }
+java_program() {
+    rm -rf "$here/java/build"
+    maven compile
+}
 
 java_platform() {
     case $(uname -sm) in
