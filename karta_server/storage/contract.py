@@ -71,8 +71,12 @@ class Commit:
     deleted: bool = False
 
 
+PAGE_BYTES = 1024 * 1024
+"""A page of a list ends before its items exceed this, unless one item alone does."""
+
+
 class Page(NamedTuple):
-    """Which part of a list: at most `size` items behind the cursor (empty: from the beginning)."""
+    """Which part of a list: at most `size` items, and PAGE_BYTES, behind the cursor (empty: from the beginning)."""
 
     size: int
     cursor: str = ""
@@ -101,8 +105,8 @@ class SessionRows(ABC):
 
     @abstractmethod
     def put(self, session: v1.Session) -> None:
-        """Insert or replace. `latest_sequence` and `update_time` of existing sessions are kept by
-        the store: they follow the log and are ignored here."""
+        """Insert or replace. `latest_sequence`, `oldest_sequence` and `update_time` of existing sessions are
+        kept by the store: they follow the log and are ignored here."""
 
     @abstractmethod
     def delete(self, key: SessionKey) -> None:
@@ -137,7 +141,10 @@ class TurnRows(ABC):
 
     @abstractmethod
     def claimable(self, limit: int) -> list[v1.Turn]:
-        """Return, of sessions without an active turn, the next queued turn of each, oldest first."""
+        """Return, of sessions without an active turn, the next queued turn of each, oldest first.
+
+        The unit that calls this may change their sessions without having named them.
+        """
 
     @abstractmethod
     def claims(self) -> list[Claim]:
@@ -183,6 +190,12 @@ class Tx(ABC):
     turns: TurnRows
     inputs: InputRows
     requests: RequestRows
+
+    @abstractmethod
+    def trim(self, key: SessionKey, keep_events: int, keep_since: int) -> int:
+        """Remove the oldest events of a log: those beyond the newest `keep_events` (0: no such bound) and those
+        recorded before `keep_since` (microseconds since 1970; 0: no such bound), as far as whole chunks go
+        and never the newest event. Sets `oldest_sequence` of the session and returns it."""
 
     @abstractmethod
     def append(self, key: SessionKey, events: Iterable[v1.Event], fence: Fence | None) -> int:
@@ -238,12 +251,23 @@ class InputReader(ABC):
         """Return input requests, newest first, and the cursor of the next page or "". Empty ids do not filter."""
 
 
+class RequestReader(ABC):
+    """Reading answers given to request_ids."""
+
+    @abstractmethod
+    async def get(self, tenant_id: str, principal: str, request_id: str) -> Recorded | None:
+        """Return the answer given before, if it is younger than a day."""
+
+
 class EventReader(ABC):
     """Reading logs."""
 
     @abstractmethod
     async def read(self, key: SessionKey, after: int, max_bytes: int) -> Frames | None:
-        """Return the events behind `after`, at least one and about `max_bytes`; None when there are none."""
+        """Return the events behind `after`, at least one and about `max_bytes`; None when there are none.
+
+        Of a log that was trimmed it returns what is kept.
+        """
 
 
 class Store(ABC):
@@ -253,6 +277,7 @@ class Store(ABC):
     sessions: SessionReader
     turns: TurnReader
     inputs: InputReader
+    requests: RequestReader
     events: EventReader
 
     @abstractmethod

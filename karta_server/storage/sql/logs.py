@@ -11,7 +11,7 @@ recent sessions is kept from one transaction to the next: nobody else writes.
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import Final, cast
 
 from sqlalchemy import Connection
 
@@ -38,6 +38,7 @@ class Log:
     key: SessionKey
     exists: bool = False
     latest_sequence: int = 0
+    oldest_sequence: int = 1
     update_time: int = 0
     active_turn_id: str = ""
     fence: int = 0
@@ -58,6 +59,7 @@ class Log:
         """Forget all of a session that was deleted."""
         self.exists, self.deleted = False, True
         self.latest_sequence = self.update_time = self.fence = 0
+        self.oldest_sequence = 1
         self.active_turn_id, self.metadata_digest = "", b""
         self.frames.clear()
         self.inputs.clear()
@@ -150,6 +152,21 @@ class Logs:
             log.update_time = now // 1_000
         return log.latest_sequence
 
+    def trim(self, key: SessionKey, keep_events: int, keep_since: int) -> int:
+        """See Tx.trim. What this transaction adds is kept."""
+        log = self._find_existing(key)
+        oldest = self._first_kept(log, keep_events, keep_since)
+        if oldest > log.oldest_sequence:
+            log = self.change(key)
+            log.oldest_sequence = oldest
+            self._connection.exec_driver_sql(
+                "DELETE FROM event_chunks WHERE tenant_id = ? AND session_id = ? AND last_sequence < ?", (*key, oldest)
+            )
+            self._connection.exec_driver_sql(
+                "UPDATE sessions SET oldest_sequence = ? WHERE tenant_id = ? AND session_id = ?", (oldest, *key)
+            )
+        return log.oldest_sequence
+
     def flush(self) -> list[Commit]:
         """Write chunks and rows; return what the transaction changed in each session."""
         chunks = [chunk for log in self._changed.values() for chunk in _chunks(log)]
@@ -187,6 +204,23 @@ class Logs:
         self._known.clear()
         self._changed.clear()
 
+    def _first_kept(self, log: Log, keep_events: int, keep_since: int) -> int:
+        """Return the first sequence of the oldest chunk that is within both bounds."""
+        chunks = "SELECT first_sequence FROM event_chunks WHERE tenant_id = ? AND session_id = ?"
+
+        def find(where: str, *parameters: int) -> int | None:
+            found = self._connection.exec_driver_sql(f"{chunks} {where} LIMIT 1", (*log.key, *parameters))
+            return cast("int | None", found.scalar())
+
+        newest = find("ORDER BY last_sequence DESC")
+        first = log.oldest_sequence
+        if newest is not None and keep_events:
+            behind = log.latest_sequence - keep_events
+            first = max(first, find("AND last_sequence > ? ORDER BY last_sequence", behind) or newest)
+        if newest is not None and keep_since:
+            first = max(first, find("AND create_time >= ? ORDER BY last_sequence", keep_since) or newest)
+        return first
+
     def _find_existing(self, key: SessionKey) -> Log:
         log = self.find(key)
         if not log.exists:
@@ -202,8 +236,8 @@ class Logs:
         rows = self._connection.exec_driver_sql(
             # A join, and in this order: with IN, SQLite would go through all sessions.
             f"WITH wanted (tenant_id, session_id) AS ({values}) "  # noqa: S608
-            "SELECT tenant_id, session_id, latest_sequence, update_time, active_turn_id, fence, metadata_digest "
-            "FROM wanted CROSS JOIN sessions USING (tenant_id, session_id)",
+            "SELECT tenant_id, session_id, latest_sequence, oldest_sequence, update_time, active_turn_id, fence, "
+            "metadata_digest FROM wanted CROSS JOIN sessions USING (tenant_id, session_id)",
             parameters,
         )
         self._known.update((key, Log(key)) for key in keys)
@@ -214,7 +248,8 @@ class Logs:
     def _insert_chunks(self, rows: "Sequence[Chunk]") -> None:
         values, parameters = dialect.values(rows)
         self._connection.exec_driver_sql(
-            f"INSERT INTO event_chunks (tenant_id, session_id, first_sequence, last_sequence, frames) {values}",
+            "INSERT INTO event_chunks (tenant_id, session_id, first_sequence, last_sequence, create_time, frames) "
+            f"{values}",
             parameters,
         )
 
@@ -239,7 +274,7 @@ def _one_turn(events: Sequence[v1.Event], log: Log) -> str:
     return turn_id if all(event.turn_id == turn_id for event in events) else ""
 
 
-Chunk = tuple[str, str, int, int, bytes]
+Chunk = tuple[str, str, int, int, int, bytes]
 
 
 def _chunks(log: Log) -> Iterable[Chunk]:
@@ -248,8 +283,8 @@ def _chunks(log: Log) -> Iterable[Chunk]:
     start = size = 0
     for index, data in enumerate(frames):
         if size and size + len(data) > CHUNK_BYTES:
-            yield (*log.key, sequence + start + 1, sequence + index, b"".join(frames[start:index]))
+            yield (*log.key, sequence + start + 1, sequence + index, log.update_time, b"".join(frames[start:index]))
             start, size = index, 0
         size += len(data)
     if size:
-        yield (*log.key, sequence + start + 1, log.latest_sequence, b"".join(frames[start:]))
+        yield (*log.key, sequence + start + 1, log.latest_sequence, log.update_time, b"".join(frames[start:]))

@@ -47,10 +47,10 @@ class ReadConnections:
             return list(await connection.execute_fetchall(query.sql, query.parameters(parameters)))
 
     @asynccontextmanager
-    async def stream(self, query: Query, **parameters: Any) -> AsyncIterator[AsyncIterator[Any]]:
-        """Give the rows one after the other, fetching few ahead of what is taken."""
+    async def stream(self, query: Query, ahead: int = 1, **parameters: Any) -> AsyncIterator[AsyncIterator[Any]]:
+        """Give the rows one after the other, fetching few ahead of what is taken; `ahead` at first."""
         async with self._lend() as connection, connection.execute(query.sql, query.parameters(parameters)) as cursor:
-            yield _rows(cursor)
+            yield _rows(cursor, ahead)
 
     @asynccontextmanager
     async def _lend(self) -> AsyncIterator[aiosqlite.Connection]:
@@ -79,8 +79,7 @@ class ReadConnections:
             )
 
 
-async def _rows(cursor: aiosqlite.Cursor) -> AsyncIterator[Any]:
-    ahead = 1
+async def _rows(cursor: aiosqlite.Cursor, ahead: int) -> AsyncIterator[Any]:
     while rows := await cursor.fetchmany(ahead):
         for row in rows:
             yield row

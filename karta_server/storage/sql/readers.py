@@ -1,17 +1,20 @@
 """Reading, beside the writer: on connections that cannot write."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import Select, bindparam, select, tuple_
 
 from karta import v1
 from karta_server import framing
 from karta_server.storage.contract import (
+    PAGE_BYTES,
     EventReader,
     Frames,
     InputReader,
     Page,
+    Recorded,
+    RequestReader,
     SessionFilter,
     SessionKey,
     SessionReader,
@@ -19,7 +22,9 @@ from karta_server.storage.contract import (
 )
 from karta_server.storage.sql import cursors, tables
 from karta_server.storage.sql.dialect import Query
+from karta_server.storage.sql.logs import Clock
 from karta_server.storage.sql.read_connections import ReadConnections
+from karta_server.storage.sql.request_rows import GET_REQUEST, expired_before
 from karta_server.storage.sql.rows import read_session
 
 _sessions = tables.sessions.c
@@ -29,7 +34,17 @@ _turns = tables.turns.c
 _inputs = tables.inputs.c
 _chunks = tables.event_chunks.c
 
-_SESSIONS = select(_sessions.body, _sessions.latest_sequence, _sessions.update_time, _sessions.session_id)
+_ITEM_OVERHEAD_BYTES: Final = 64
+"""What a row's columns add to its body, and the list that it is in."""
+_ITEMS_AT_FIRST: Final = 16
+
+_SESSIONS = select(
+    _sessions.body,
+    _sessions.latest_sequence,
+    _sessions.oldest_sequence,
+    _sessions.update_time,
+    _sessions.session_id,
+)
 _SESSION = Query(
     _SESSIONS.where(_sessions.tenant_id == bindparam("tenant"), _sessions.session_id == bindparam("session"))
 )
@@ -48,6 +63,7 @@ _TURN = Query(
 _INPUT = Query(
     select(_inputs.body).where(_inputs.tenant_id == bindparam("tenant"), _inputs.input_request_id == bindparam("input"))
 )
+_REQUEST = Query(GET_REQUEST)
 _CHUNKS_BEHIND = Query(
     select(_chunks.first_sequence, _chunks.last_sequence, _chunks.frames)
     .where(
@@ -67,7 +83,7 @@ class SqlSessionReader(SessionReader):
 
     async def get(self, key: SessionKey) -> v1.Session | None:
         rows = await self._connections.all(_SESSION, tenant=key.tenant_id, session=key.session_id)
-        return read_session(*rows[0][:3]) if rows else None
+        return read_session(*rows[0][:4]) if rows else None
 
     async def page(self, tenant_id: str, where: SessionFilter, page: Page) -> tuple[list[v1.Session], str]:
         statement = _matching(_SESSIONS.where(_sessions.tenant_id == tenant_id), tenant_id, where)
@@ -76,8 +92,8 @@ class SqlSessionReader(SessionReader):
             statement = statement.where(position < cursors.decode("sessions", page.cursor, int, str))
         statement = statement.order_by(_sessions.update_time.desc(), _sessions.session_id.desc())
         rows, more = await _page(self._connections, statement, page.size)
-        cursor = cursors.encode("sessions", *rows[-1][2:]) if more else ""
-        return [read_session(*row[:3]) for row in rows], cursor
+        cursor = cursors.encode("sessions", *rows[-1][3:]) if more else ""
+        return [read_session(*row[:4]) for row in rows], cursor
 
     async def memory(self, key: SessionKey) -> bytes:
         rows = await self._connections.all(_MEMORY, tenant=key.tenant_id, session=key.session_id)
@@ -137,6 +153,19 @@ class SqlInputReader(InputReader):
         return [v1.InputRequest.FromString(row[0]) for row in rows], cursor
 
 
+class SqlRequestReader(RequestReader):
+    """See the contract."""
+
+    def __init__(self, connections: ReadConnections, clock: Clock) -> None:
+        self._connections = connections
+        self._clock = clock
+
+    async def get(self, tenant_id: str, principal: str, request_id: str) -> Recorded | None:
+        key = {"tenant": tenant_id, "principal": principal, "request": request_id}
+        rows = await self._connections.all(_REQUEST, **key, after=expired_before(self._clock))
+        return Recorded(*rows[0]) if rows else None
+
+
 class SqlEventReader(EventReader):
     """See the contract."""
 
@@ -145,10 +174,12 @@ class SqlEventReader(EventReader):
 
     async def read(self, key: SessionKey, after: int, max_bytes: int) -> Frames | None:
         parts: list[bytes] = []
-        last, room = after, max_bytes
+        begin, last, room = after + 1, after, max_bytes
         chunks = self._connections.stream(_CHUNKS_BEHIND, tenant=key.tenant_id, session=key.session_id, after=after)
         async with chunks as rows:
             async for first, behind, frames in rows:
+                if not parts and first > begin:  # What was in between is trimmed.
+                    begin, last = first, first - 1
                 start = framing.skip(frames, last + 1 - first)
                 size = len(frames) - start
                 if size > room:
@@ -156,16 +187,24 @@ class SqlEventReader(EventReader):
                 parts.append(frames[start:])
                 last, room = behind, room - size
             else:
-                return Frames(b"".join(parts), after + 1, last) if parts else None
+                return Frames(b"".join(parts), begin, last) if parts else None
         # Of the chunk that is too large, what there is room for; all of an event if it is the first.
         count, end = framing.fit(frames, start, room, at_least=0 if parts else 1)
         parts.append(frames[start:end])
-        return Frames(b"".join(parts), after + 1, last + count)
+        return Frames(b"".join(parts), begin, last + count)
 
 
 async def _page(connections: ReadConnections, statement: Select[Any], size: int) -> tuple[Sequence[Any], bool]:
-    rows = await connections.all(Query(statement.limit(size + 1)))
-    return rows[:size], len(rows) > size
+    """Return the rows of a page, whose first column is the item, and whether there are more behind."""
+    page: list[Any] = []
+    room = PAGE_BYTES
+    async with connections.stream(Query(statement.limit(size + 1)), ahead=_ITEMS_AT_FIRST) as rows:
+        async for row in rows:
+            room -= len(row[0]) + _ITEM_OVERHEAD_BYTES
+            if page and (room < 0 or len(page) == size):
+                return page, True
+            page.append(row)
+    return page, False
 
 
 def _matching(statement: Select[Any], tenant_id: str, where: SessionFilter) -> Select[Any]:

@@ -12,7 +12,7 @@ LIFETIME_MICROS: Final = 24 * 60 * 60 * 1_000_000
 _EXPIRED_AT_ONCE: Final = 1_000
 
 _requests = tables.requests.c
-_GET = select(_requests.fingerprint, _requests.response).where(
+GET_REQUEST = select(_requests.fingerprint, _requests.response).where(
     _requests.tenant_id == bindparam("tenant"),
     _requests.principal == bindparam("principal"),
     _requests.request_id == bindparam("request"),
@@ -38,7 +38,7 @@ class SqlRequestRows(RequestRows):
 
     def get(self, tenant_id: str, principal: str, request_id: str) -> Recorded | None:
         key = {"tenant": tenant_id, "principal": principal, "request": request_id}
-        row = self._connection.execute(_GET, {**key, "after": self._expired_before()}).first()
+        row = self._connection.execute(GET_REQUEST, {**key, "after": expired_before(self._clock)}).first()
         return None if row is None else Recorded(row.fingerprint, row.response)
 
     def put(self, tenant_id: str, principal: str, request_id: str, recorded: Recorded) -> None:
@@ -53,7 +53,9 @@ class SqlRequestRows(RequestRows):
         self._connection.execute(_PUT, row)
 
     def expire(self) -> int:
-        return self._connection.execute(_EXPIRE, {"after": self._expired_before()}).rowcount
+        return self._connection.execute(_EXPIRE, {"after": expired_before(self._clock)}).rowcount
 
-    def _expired_before(self) -> int:
-        return self._clock() // 1_000 - LIFETIME_MICROS
+
+def expired_before(clock: Clock) -> int:
+    """Return the time, in microseconds, at which answers were given that are not kept any more."""
+    return clock() // 1_000 - LIFETIME_MICROS

@@ -27,7 +27,7 @@ _FIND_LATEST = (
     .order_by(_sessions.update_time.desc(), _sessions.session_id.desc())
     .limit(1)
 )
-_PUT = dialect.upsert(tables.sessions, keep=("fence", "latest_sequence", "update_time"))
+_PUT = dialect.upsert(tables.sessions, keep=("fence", "latest_sequence", "oldest_sequence", "update_time"))
 _PUT_MEMORY = dialect.upsert(tables.session_memories)
 _ADVANCE_FENCE = tables.sessions.update().where(*_KEY).values(fence=bindparam("number"))
 _DELETE = [
@@ -55,10 +55,11 @@ def search_text(session: v1.Session) -> str:
     return "\n".join([session.title, *session.metadata.values()]).casefold()
 
 
-def read_session(body: bytes, latest_sequence: int, update_time: int) -> v1.Session:
+def read_session(body: bytes, latest_sequence: int, oldest_sequence: int, update_time: int) -> v1.Session:
     """Return the session of a row."""
     session = v1.Session.FromString(body)
     session.latest_sequence = latest_sequence
+    session.oldest_sequence = oldest_sequence
     session.update_time.FromMicroseconds(update_time)
     return session
 
@@ -76,7 +77,7 @@ class SqlSessionRows(SessionRows):
         if not log.exists:
             return None
         body = self._connection.execute(_GET, _parameters(key)).scalar_one()
-        return read_session(body, log.latest_sequence, log.update_time)
+        return read_session(body, log.latest_sequence, log.oldest_sequence, log.update_time)
 
     def find_latest(self, tenant_id: str, user_id: str, metadata: dict[str, str]) -> v1.Session | None:
         self._logs.flush_rows()
@@ -86,7 +87,7 @@ class SqlSessionRows(SessionRows):
         if row is None:
             return None
         log = self._logs.find(SessionKey(tenant_id, row.session_id))
-        return read_session(row.body, log.latest_sequence, log.update_time)
+        return read_session(row.body, log.latest_sequence, log.oldest_sequence, log.update_time)
 
     def put(self, session: v1.Session) -> None:
         log = self._logs.change(SessionKey(session.tenant_id, session.session_id))
@@ -139,6 +140,9 @@ class SqlTx(Tx):
     def append(self, key: SessionKey, events: Iterable[v1.Event], fence: Fence | None) -> int:
         return self._logs.append(key, events, fence)
 
+    def trim(self, key: SessionKey, keep_events: int, keep_since: int) -> int:
+        return self._logs.trim(key, keep_events, keep_since)
+
 
 def _parameters(key: SessionKey) -> dict[str, str]:
     return {"tenant": key.tenant_id, "session": key.session_id}
@@ -152,6 +156,7 @@ def _session_row(session: v1.Session, digest: bytes, log: Log) -> dict[str, Any]
     stored = v1.Session()
     stored.CopyFrom(session)
     stored.ClearField("latest_sequence")
+    stored.ClearField("oldest_sequence")
     stored.ClearField("update_time")
     return {
         "tenant_id": session.tenant_id,
@@ -164,6 +169,7 @@ def _session_row(session: v1.Session, digest: bytes, log: Log) -> dict[str, Any]
         "active_turn_id": session.active_turn_id,
         "fence": log.fence,
         "latest_sequence": log.latest_sequence,
+        "oldest_sequence": log.oldest_sequence,
         "update_time": log.update_time,
         "body": stored.SerializeToString(),
     }

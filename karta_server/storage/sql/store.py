@@ -10,7 +10,13 @@ from karta_server.storage.contract import Commit, Fence, SessionKey, Store, Unit
 from karta_server.storage.sql.logs import Clock
 from karta_server.storage.sql.operation import Bounds, Operation
 from karta_server.storage.sql.read_connections import ReadConnections
-from karta_server.storage.sql.readers import SqlEventReader, SqlInputReader, SqlSessionReader, SqlTurnReader
+from karta_server.storage.sql.readers import (
+    SqlEventReader,
+    SqlInputReader,
+    SqlRequestReader,
+    SqlSessionReader,
+    SqlTurnReader,
+)
 from karta_server.storage.sql.writer import Writer
 
 T = TypeVar("T")
@@ -26,6 +32,7 @@ class SqlStore(Store):
         self.sessions = SqlSessionReader(self._connections)
         self.turns = SqlTurnReader(self._connections)
         self.inputs = SqlInputReader(self._connections)
+        self.requests = SqlRequestReader(self._connections, clock)
         self.events = SqlEventReader(self._connections)
 
     async def open(self) -> None:

@@ -63,8 +63,9 @@ sessions = Table(
     _text("search"),
     _text("active_turn_id"),
     _number("fence"),
-    # These two follow the log: each group of appends sets them, so the body has not got them.
+    # These three follow the log: each group of appends sets them, so the body has not got them.
     _number("latest_sequence"),
+    _number("oldest_sequence"),
     _number("update_time"),
     _bytes("body"),
     Index("sessions_by_update_time", "tenant_id", "update_time", "session_id"),
@@ -144,6 +145,8 @@ event_chunks = Table(
     _key("session_id"),
     Column("last_sequence", BigInteger, primary_key=True, autoincrement=False),
     _number("first_sequence"),
+    # Of its newest event.
+    _number("create_time"),
     _bytes("frames"),
 )
 

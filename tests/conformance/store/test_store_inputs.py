@@ -84,7 +84,9 @@ async def test_answers_are_kept_for_a_day(store: Store, clock: Clock):
     recorded = Recorded(b"fingerprint", b"\x00response")
 
     async def kept(tenant_id: str = TENANT, principal: str = "ada", request_id: str = "r") -> Recorded | None:
-        return await store.write(lambda tx: tx.requests.get(tenant_id, principal, request_id))
+        found = await store.write(lambda tx: tx.requests.get(tenant_id, principal, request_id))
+        assert await store.requests.get(tenant_id, principal, request_id) == found
+        return found
 
     assert await kept() is None
     await store.write(lambda tx: tx.requests.put(TENANT, "ada", "r", recorded))

@@ -46,6 +46,7 @@ def _create_sessions() -> None:
         _text("active_turn_id"),
         _number("fence"),
         _number("latest_sequence"),
+        _number("oldest_sequence"),
         _number("update_time"),
         _bytes("body"),
     )
@@ -105,6 +106,7 @@ def _create_event_chunks() -> None:
         *_key("tenant_id", "session_id"),
         sa.Column("last_sequence", sa.BigInteger, primary_key=True, autoincrement=False),
         _number("first_sequence"),
+        _number("create_time"),
         _bytes("frames"),
     )
 
