@@ -116,7 +116,7 @@ java_platform() {
 }
 
 maven() {
-    mvn --batch-mode --quiet -Dstyle.color=never --no-transfer-progress --file "$here/java/pom.xml" "-Dmaven.repo.local=$cache/maven" "$@"
+    mvn --batch-mode --quiet --no-transfer-progress --file "$here/java/pom.xml" "-Dmaven.repo.local=$cache/maven" "$@"
 }
 
 main "$@"
