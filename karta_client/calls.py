@@ -149,13 +149,13 @@ def list_inputs(session_id: str, turn_id: str) -> Call[v1.ListInputRequestsRespo
 
 
 def respond(
-    input_request_id: str, response: v1.InputResponse, participant_id: str = ""
+    input_request_id: str, response: v1.InputResponse, actor: str = ""
 ) -> Call[v1.RespondToInputResponse]:
     request = v1.RespondToInputRequest(
         request_id=new_request_id(),
         input_request_id=input_request_id,
         response=response,
-        participant_id=participant_id,
+        actor=actor,
     )
     return Call("inputs", "RespondToInput", request)
 

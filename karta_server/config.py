@@ -245,6 +245,11 @@ def _check_sizes(values: Mapping[str, Value]) -> None:
         if float(values[part]) + 1024 > float(values[whole]):
             message = f"{part} ({values[part]}) must be at least 1 KiB below {whole} ({values[whole]}): raise that too."
             _refuse(part, message)
+    running, live = values["limits.max_running_turns"], values["limits.max_live_harnesses"]
+    if float(running) > float(live):
+        # A turn that runs without a process would not be running at all.
+        message = f"limits.max_running_turns ({running}) must not exceed limits.max_live_harnesses ({live})."
+        _refuse("limits.max_running_turns", message)
 
 
 def _refuse(setting: str, message: str) -> NoReturn:

@@ -46,6 +46,8 @@ log = logging.getLogger(__name__)
 
 # How long open calls may go on once no turn runs any more.
 _CALL_GRACE_SECONDS = 1.0
+# Beside the streams; waits are among them.
+_MAX_UNARY_CALLS = 4096
 _METADATA_BYTES = 16 * 1024
 _REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
 _SERVICES = ("AgentService", "InputService", "ServerService", "SessionService", "TurnService")
@@ -109,7 +111,9 @@ class Server:
 
     async def _serve(self) -> str:
         self._grpc = grpc.aio.server(
-            interceptors=[CallInterceptor(self._config.limits)], options=_options(self._config.limits)
+            interceptors=[CallInterceptor(self._config.limits)],
+            options=_options(self._config.limits),
+            maximum_concurrent_rpcs=self._config.limits.max_open_streams + _MAX_UNARY_CALLS,
         )
         self._add_services(self._grpc)
         self._health = _add_health(self._grpc)
@@ -135,7 +139,7 @@ class Server:
         beat = config.heartbeat_seconds
         sessions = Sessions(store, self._agents, self._runner, limits)
         turns = Turns(store, self._log, self._agents, self._runner, limits)
-        inputs = Inputs(store, self._runner.deliver, limits)
+        inputs = Inputs(store, limits)
         conversations = Conversations(sessions, turns, inputs, self._log, beat)
         session_service_pb2_grpc.add_SessionServiceServicer_to_server(
             SessionService(sessions, Participants(store, limits), self._log, beat), server

@@ -99,7 +99,7 @@ LIMITS = (
     Setting("limits.max_request_bytes", 4 * _MIB, "A request to the server.", 4 * _KIB, 64 * _MIB, "bytes"),
     Setting("limits.max_response_bytes", 256 * _KIB, "An answer to an input request.", 1, 16 * _MIB, "bytes"),
     Setting("limits.max_request_id_bytes", 128, "A request_id.", 16, 1024, "bytes"),
-    Setting("limits.max_live_harnesses", 16, "Harness processes that are kept alive at once.", 1, 1000),
+    Setting("limits.max_live_harnesses", 32, "Harness processes that are kept alive at once.", 1, 1000),
 )
 
 SETTINGS = (

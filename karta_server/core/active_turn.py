@@ -1,14 +1,14 @@
 """A turn while it runs: from the harness's events to the log, and to one terminal event on every path."""
 
 import asyncio
-import contextlib
 import logging
-from collections.abc import AsyncGenerator
-from typing import NamedTuple
+from collections.abc import AsyncGenerator, Callable
+from typing import ClassVar, NamedTuple
 
 from karta import v1
 from karta_server.core import events, ledger
 from karta_server.core.agents import Agents
+from karta_server.core.inbox import Inbox
 from karta_server.core.inputs import ask, prepare_questions
 from karta_server.error_codes import code_of, to_error
 from karta_server.errors import KartaError
@@ -18,9 +18,9 @@ from karta_server.storage.contract import Fence, Store, Tx
 
 log = logging.getLogger(__name__)
 
-# What may wait between the harness and the log; then the harness is held back.
-_MAX_WAITING_EVENTS = 256
-_RECORD_ATTEMPTS = 6
+_MAX_PAUSE_SECONDS = 5.0
+# The turn ended otherwise, or its session is gone: there is nothing to record any more.
+_TAKEN_AWAY = frozenset({v1.ERROR_REASON_FENCED, v1.ERROR_REASON_SESSION_NOT_FOUND, v1.ERROR_REASON_TURN_NOT_FOUND})
 
 
 class Surroundings(NamedTuple):
@@ -35,12 +35,12 @@ class Surroundings(NamedTuple):
 
 
 class ActiveTurn:
-    """One run of one turn. `run` never raises; the turn is terminal when it returns, unless the store
-    is gone: then recovery ends it at the next start."""
+    """One run of one turn. The turn is terminal when `run` returns; when `run` is cancelled, recovery ends it
+    at the next start."""
 
     def __init__(self, surroundings: Surroundings, started: ledger.Started) -> None:
         self._around = surroundings
-        self.claim, self._session, self._turn = started
+        self.claim, self._turn = started.claim, started.turn
         self._fence = Fence(self.claim.turn_id, self.claim.fence)
         self._stop = asyncio.Event()
         self._stopped: v1.TurnFinished | None = None
@@ -50,8 +50,14 @@ class ActiveTurn:
         self._text = ""
         self._memory: bytes | None = None
         self._open_tools: dict[str, None] = {}
-        self.pending_inputs: set[str] = set()
-        """Input requests that the harness waits for."""
+        self._pending_inputs: set[str] = set()
+        self._denier = ""
+        self._answers: set[asyncio.Task[None]] = set()
+
+    @property
+    def waits(self) -> bool:
+        """Whether the harness waits for a person."""
+        return bool(self._pending_inputs)
 
     def stop(self, finished: v1.TurnFinished) -> None:
         """Ask the turn to end as `finished` says; the first call decides."""
@@ -59,11 +65,23 @@ class ActiveTurn:
             self._stopped = finished
             self._stop.set()
 
-    async def answer(self, request: v1.InputRequest) -> None:
-        """Hand an answer to the harness."""
-        self.pending_inputs.discard(request.input_request_id)
-        if self._harness is not None:
-            await self._harness.answer(request)
+    def hear(self, request: v1.InputRequest) -> None:
+        """Take note of what became of an input request of this turn, and hand an answer to the harness."""
+        if request.state == v1.INPUT_STATE_PENDING:
+            self._pending_inputs.add(request.input_request_id)
+            return
+        self._pending_inputs.discard(request.input_request_id)
+        if request.state == v1.INPUT_STATE_ANSWERED and self._harness is not None:
+            if request.response.deny.interrupt:
+                self._denier = request.responder
+            task = asyncio.create_task(self._harness.answer(request))
+            self._answers.add(task)
+            task.add_done_callback(self._answered)
+
+    def _answered(self, task: asyncio.Task[None]) -> None:
+        self._answers.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("an answer did not reach turn %s", self.claim.turn_id, exc_info=task.exception())
 
     async def run(self) -> bool:
         """Run the turn to its end; return whether turns wait behind it."""
@@ -75,9 +93,9 @@ class ActiveTurn:
                 await self._interrupt(drive)
             return await self._record(self._outcome(drive))
         finally:
-            for task in (drive, stop):
+            for task in (drive, stop, *self._answers):
                 task.cancel()
-            await asyncio.gather(drive, stop, return_exceptions=True)
+            await asyncio.gather(drive, stop, *self._answers, return_exceptions=True)
 
     async def _interrupt(self, drive: asyncio.Task[None]) -> None:
         try:
@@ -95,7 +113,7 @@ class ActiveTurn:
     async def _drive(self) -> None:
         turn = self._turn
         (await self._around.agents.known(turn.harness, turn.agent)).require(turn.agent)
-        prompt = Prompt(turn_id=turn.turn_id, text=prompt_text(self._session, turn), agent=turn.agent)
+        prompt = Prompt(turn_id=turn.turn_id, text=prompt_text(turn), agent=turn.agent)
         async with self._around.supervisor.lease(self.claim.session, turn.harness) as harness:
             self._harness = harness
             try:
@@ -105,41 +123,63 @@ class ActiveTurn:
                 self._harness = None
 
     async def _consume(self, source: AsyncGenerator[v1.Event, None]) -> None:
-        queue: asyncio.Queue[v1.Event | None] = asyncio.Queue(_MAX_WAITING_EVENTS)
-        pump = asyncio.create_task(_pump(source, queue))
+        inbox = Inbox(source)
         try:
             first = True
-            while self._finished is None and (batch := await _next_batch(queue)):
+            while self._finished is None and (batch := await inbox.take()):
                 await self._write([e for e in batch if self._prepare(e)], keep_memory=first)
                 first = False
-            if self._finished is None:
-                await pump
         finally:
-            pump.cancel()
-            await asyncio.gather(pump, return_exceptions=True)
+            await inbox.close()
 
     def _prepare(self, event: v1.Event) -> bool:
         """Complete an event of the harness; return whether it belongs into the log."""
         event.turn_id = self.claim.turn_id
-        event.source = event.source or v1.EVENT_SOURCE_AGENT
+        if not event.source:
+            event.source = v1.EVENT_SOURCE_AGENT
         if event.source == v1.EVENT_SOURCE_AGENT and not event.actor:
             event.actor = self._turn.agent
         kind = event.WhichOneof("kind")
-        _complete_error(event)
-        limit = self._around.limits.max_tool_text_bytes
-        if kind == "turn_finished":
-            self._finished = event.turn_finished
-        elif kind == "message_completed":
-            self._text = event.message_completed.text
-        elif kind == "step_finish":
-            events.add_usage(self._usage, event.step_finish.usage)
-        elif kind == "tool_use":
-            self._open_tools[event.tool_use.tool_use_id] = None
-            event.tool_use.input, event.tool_use.omitted_bytes = cut(event.tool_use.input, limit)
-        elif kind == "tool_result":
-            self._open_tools.pop(event.tool_result.tool_use_id, None)
-            event.tool_result.output, event.tool_result.omitted_bytes = cut(event.tool_result.output, limit)
+        handler = self._HANDLERS.get(kind or "")
+        if handler is not None:
+            handler(self, event)
         return kind is not None and kind != "turn_finished"
+
+    def _on_finished(self, event: v1.Event) -> None:
+        _complete_error(event.turn_finished)
+        self._finished = event.turn_finished
+
+    def _on_completed(self, event: v1.Event) -> None:
+        self._text = event.message_completed.text
+
+    def _on_step_finish(self, event: v1.Event) -> None:
+        events.add_usage(self._usage, event.step_finish.usage)
+
+    def _on_tool_use(self, event: v1.Event) -> None:
+        use = event.tool_use
+        self._open_tools[use.tool_use_id] = None
+        use.input, use.omitted_bytes = cut(use.input, self._around.limits.max_tool_text_bytes)
+
+    def _on_tool_result(self, event: v1.Event) -> None:
+        result = event.tool_result
+        self._open_tools.pop(result.tool_use_id, None)
+        result.output, result.omitted_bytes = cut(result.output, self._around.limits.max_tool_text_bytes)
+
+    def _on_error(self, event: v1.Event) -> None:
+        _complete_error(event)
+
+    def _on_retrying(self, event: v1.Event) -> None:
+        _complete_error(event.retrying)
+
+    _HANDLERS: ClassVar[dict[str, Callable[["ActiveTurn", v1.Event], None]]] = {
+        "error": _on_error,
+        "message_completed": _on_completed,
+        "retrying": _on_retrying,
+        "step_finish": _on_step_finish,
+        "tool_result": _on_tool_result,
+        "tool_use": _on_tool_use,
+        "turn_finished": _on_finished,
+    }
 
     async def _write(self, batch: list[v1.Event], *, keep_memory: bool) -> None:
         key = self.claim.session
@@ -158,7 +198,6 @@ class ActiveTurn:
             tx.append(key, batch, self._fence)
 
         await self._around.store.write(unit, key)
-        self.pending_inputs.update(asked)
 
     def _outcome(self, drive: asyncio.Task[None]) -> ledger.Outcome:
         finished = self._end(drive)
@@ -174,6 +213,8 @@ class ActiveTurn:
                 self._stopped.usage.CopyFrom(finished.usage)
             return self._stopped
         if finished is not None and error is None:
+            if finished.state == v1.TURN_STATE_CANCELLED and not finished.state_reason:
+                finished.state_reason = f"Denied by {self._denier}." if self._denier else "The harness stopped."
             return finished
         if isinstance(error, KartaError):
             return ledger.failed(to_error(error))
@@ -185,39 +226,36 @@ class ActiveTurn:
         return ledger.failed(to_error(broken))
 
     async def _record(self, outcome: ledger.Outcome) -> bool:
+        """Record the end, however long the store is away; the turn keeps its place until then."""
         key = self.claim.session
-        for attempt in range(_RECORD_ATTEMPTS):
+        pause_seconds = 0.1
+        while True:
             try:
                 session = await self._around.store.write(
                     lambda tx: ledger.finish(tx, key, self.claim.turn_id, self._fence, outcome), key
                 )
             except KartaError as error:
-                if error.reason != v1.ERROR_REASON_STORE_UNAVAILABLE:
+                if error.reason in _TAKEN_AWAY:
                     log.info("turn %s was taken away: %s", self.claim.turn_id, error.message)
                     return False
-                log.warning("cannot record the end of turn %s: %s", self.claim.turn_id, error.message)
-                await asyncio.sleep(0.1 * 2**attempt)
+                log.error("cannot record the end of turn %s, trying again: %s", self.claim.turn_id, error.message)
+                await asyncio.sleep(pause_seconds)
+                pause_seconds = min(2 * pause_seconds, _MAX_PAUSE_SECONDS)
             else:
                 log.info("turn %s finished state=%s", self.claim.turn_id, v1.TurnState.Name(outcome.finished.state))
                 return session.queued_turn_count > 0
-        log.error("turn %s could not be ended; it will be at the next start", self.claim.turn_id)
-        return False
 
 
-def _complete_error(event: v1.Event) -> None:
+def _complete_error(holder: v1.Event | v1.Retrying | v1.TurnFinished) -> None:
     """Give an error the code that belongs to its reason; harnesses need not know."""
-    for holder in (event, event.retrying, event.turn_finished):
-        if holder.HasField("error") and not holder.error.code:
-            holder.error.code = code_of(holder.error.reason)
+    if holder.HasField("error") and not holder.error.code:
+        holder.error.code = code_of(holder.error.reason)
 
 
-def prompt_text(session: v1.Session, turn: v1.Turn) -> str:
+def prompt_text(turn: v1.Turn) -> str:
     """Return what the model reads: the message, with the name of who says it when somebody is named."""
     text = "\n\n".join(part.text for part in turn.message.parts)
-    if not turn.participant_id:
-        return text
-    names = {p.participant_id: p.display_name for p in session.participants}
-    return f"{names.get(turn.participant_id) or turn.participant_id}: {text}"
+    return f"{turn.display_name}: {text}" if turn.display_name else text
 
 
 def cut(text: str, limit_bytes: int) -> tuple[str, int]:
@@ -227,30 +265,3 @@ def cut(text: str, limit_bytes: int) -> tuple[str, int]:
         return text, 0
     kept = data[:limit_bytes].decode(errors="ignore")
     return kept, len(data) - len(kept.encode())
-
-
-async def _pump(source: AsyncGenerator[v1.Event, None], queue: "asyncio.Queue[v1.Event | None]") -> None:
-    """Move events into the queue; None says that there are no more."""
-    try:
-        async with contextlib.aclosing(source):
-            async for event in source:
-                await queue.put(event)
-    except Exception:
-        await queue.put(None)
-        raise
-    await queue.put(None)
-
-
-async def _next_batch(queue: "asyncio.Queue[v1.Event | None]") -> list[v1.Event]:
-    """Return what waits, at least one event; nothing at the end."""
-    batch: list[v1.Event] = []
-    event = await queue.get()
-    while event is not None:
-        batch.append(event)
-        if queue.empty():
-            break
-        event = queue.get_nowait()
-    else:
-        if batch:
-            queue.put_nowait(None)
-    return batch

@@ -1,13 +1,14 @@
 """Input requests: recorded before anyone is asked, answered once, first answer wins."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+import contextlib
+from collections.abc import AsyncGenerator, Sequence
 
 from karta import v1
 from karta_server.core import checks, events
 from karta_server.core.caller import Caller
 from karta_server.core.participants import require_writer
-from karta_server.core.requests import once
+from karta_server.core.requests import answered, once
 from karta_server.core.session_record import read_session
 from karta_server.errors import KartaError
 from karta_server.ids import new_id
@@ -51,12 +52,47 @@ def ask(tx: Tx, claim: Claim, batch: Sequence[v1.Event], limit: int) -> None:
     _set_turn_state(tx, claim.session, claim.turn_id, v1.TURN_STATE_INPUT_REQUIRED, f"waits for: {requests[-1].title}")
 
 
+class _Changes:
+    """Input requests that changed since a watcher last looked: the newest state of each, in order."""
+
+    def __init__(self, tenant_id: str, session_id: str) -> None:
+        self._tenant_id = tenant_id
+        self._session_id = session_id
+        self._changed: dict[str, v1.InputRequest] = {}
+        self._overflowed = False
+        self._woken = asyncio.Event()
+
+    def committed(self, commits: Sequence[Commit]) -> None:
+        """Take note of a commit."""
+        for commit in commits:
+            if commit.session.tenant_id == self._tenant_id and self._session_id in ("", commit.session.session_id):
+                for request in commit.inputs:
+                    self._changed.pop(request.input_request_id, None)
+                    self._changed[request.input_request_id] = request
+        if len(self._changed) > _MAX_WATCHED:
+            self._overflowed = True
+            self._changed.clear()
+        if self._changed or self._overflowed:
+            self._woken.set()
+
+    async def take(self, timeout_seconds: float) -> list[v1.InputRequest]:
+        """Return what changed, nothing when the time is over. Raises LIMIT_REACHED when too much changed."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_seconds):
+                await self._woken.wait()
+        if self._overflowed:
+            raise _too_slow()
+        self._woken.clear()
+        batch = list(self._changed.values())
+        self._changed.clear()
+        return batch
+
+
 class Inputs:
     """The rules of InputService."""
 
-    def __init__(self, store: Store, deliver: Callable[[v1.InputRequest], Awaitable[None]], limits: v1.Limits) -> None:
+    def __init__(self, store: Store, limits: v1.Limits) -> None:
         self._store = store
-        self._deliver = deliver
         self._limits = limits
 
     async def get(self, caller: Caller, request: v1.GetInputRequestRequest) -> v1.GetInputRequestResponse:
@@ -71,6 +107,9 @@ class Inputs:
     async def page(self, caller: Caller, request: v1.ListInputRequestsRequest) -> v1.ListInputRequestsResponse:
         """Return a page of input requests, newest first."""
         tenant_id = checks.tenant(caller, request.tenant_id)
+        for name in ("session_id", "turn_id"):
+            if value := getattr(request, name):
+                checks.uuid(name, value)
         for state in request.states:
             checks.enum("states", v1.InputState, state)
         page = Page(checks.page_size(request.page_size, self._limits), request.page_token)
@@ -79,65 +118,42 @@ class Inputs:
         return v1.ListInputRequestsResponse(input_requests=found, next_page_token=cursor)
 
     async def respond(self, caller: Caller, request: v1.RespondToInputRequest) -> v1.RespondToInputResponse:
-        """Record an answer and hand it to the harness that waits for it."""
+        """Record an answer. The commit is what hands it to the turn that waits."""
         tenant_id = checks.tenant(caller, request.tenant_id)
         checks.request_id(request.request_id, self._limits)
+        if (known := await answered(self._store, caller, request, v1.RespondToInputResponse)) is not None:
+            return known
         checks.uuid("input_request_id", request.input_request_id)
         checks.bounded("response", request.response.ByteSize(), self._limits.max_response_bytes)
         found = await self._store.inputs.get(tenant_id, request.input_request_id)
         if found is None:
             raise _not_found(request.input_request_id)
         check_response(found, request.response)
-        won: list[bool] = []
 
         def act(tx: Tx) -> v1.RespondToInputResponse:
-            won[:] = []
-            answered, first = _answer(tx, tenant_id, caller, request)
-            won[:] = [first]
-            return v1.RespondToInputResponse(input_request=answered)
+            return v1.RespondToInputResponse(input_request=_answer(tx, tenant_id, caller, request))
 
-        response = await self._store.write(
+        return await self._store.write(
             lambda tx: once(tx, caller, request, v1.RespondToInputResponse, lambda: act(tx)),
             SessionKey(tenant_id, found.session_id),
         )
-        if any(won):
-            await self._deliver(response.input_request)
-        return response
 
     async def watch(
         self, tenant_id: str, session_id: str, heartbeat_seconds: float
-    ) -> AsyncIterator[list[v1.InputRequest]]:
+    ) -> AsyncGenerator[list[v1.InputRequest], None]:
         """Yield what waits, then each change; an empty list when nothing happened for a while."""
-        changed: dict[str, v1.InputRequest] = {}
-        woken = asyncio.Event()
-
-        def committed(commits: Sequence[Commit]) -> None:
-            for commit in commits:
-                if commit.session.tenant_id == tenant_id and session_id in ("", commit.session.session_id):
-                    changed.update((request.input_request_id, request) for request in commit.inputs)
-            if changed:
-                woken.set()
-
-        unsubscribe = self._store.subscribe(committed)
+        changes = _Changes(tenant_id, session_id)
+        unsubscribe = self._store.subscribe(changes.committed)
         try:
-            async for pending in self._all_pending(tenant_id, session_id):
-                yield pending
+            async with contextlib.aclosing(self._all_pending(tenant_id, session_id)) as pages:
+                async for pending in pages:
+                    yield pending
             while True:
-                try:
-                    async with asyncio.timeout(heartbeat_seconds):
-                        await woken.wait()
-                except TimeoutError:
-                    pass
-                woken.clear()
-                batch = list(changed.values())
-                changed.clear()
-                if len(batch) > _MAX_WATCHED:
-                    raise _too_slow()
-                yield batch
+                yield await changes.take(heartbeat_seconds)
         finally:
             unsubscribe()
 
-    async def _all_pending(self, tenant_id: str, session_id: str) -> AsyncIterator[list[v1.InputRequest]]:
+    async def _all_pending(self, tenant_id: str, session_id: str) -> AsyncGenerator[list[v1.InputRequest], None]:
         cursor = ""
         while True:
             page = Page(self._limits.max_page_size, cursor)
@@ -180,20 +196,20 @@ def _check_answers(request: v1.InputRequest, answers: v1.Answers) -> None:
             raise checks.invalid(field, "takes one label.")
 
 
-def _answer(tx: Tx, tenant_id: str, caller: Caller, call: v1.RespondToInputRequest) -> tuple[v1.InputRequest, bool]:
+def _answer(tx: Tx, tenant_id: str, caller: Caller, call: v1.RespondToInputRequest) -> v1.InputRequest:
     request = tx.inputs.get(tenant_id, call.input_request_id)
     if request is None:
         raise _not_found(call.input_request_id)
     key = SessionKey(tenant_id, request.session_id)
     session = read_session(tx, key)
-    require_writer(session, call.participant_id)
+    require_writer(session, call.actor)
     if request.state != v1.INPUT_STATE_PENDING:
         if request.state == v1.INPUT_STATE_ANSWERED and request.response == call.response:
-            return request, False
+            return request
         raise _already_resolved(request)
     request.state = v1.INPUT_STATE_ANSWERED
     request.response.CopyFrom(call.response)
-    request.responder = call.participant_id or caller.principal
+    request.responder = call.actor or caller.principal
     request.resolve_time.CopyFrom(events.now())
     tx.inputs.put(request)
     session.pending_input_count -= 1
@@ -206,8 +222,8 @@ def _answer(tx: Tx, tenant_id: str, caller: Caller, call: v1.RespondToInputReque
         response=request.response,
         responder=request.responder,
     )
-    tx.append(key, [events.said(request.turn_id, call.participant_id, input_resolved=resolved)], None)
-    return request, True
+    tx.append(key, [events.said(request.turn_id, call.actor, input_resolved=resolved)], None)
+    return request
 
 
 def _set_turn_state(tx: Tx, key: SessionKey, turn_id: str, state: v1.TurnState.ValueType, reason: str) -> None:

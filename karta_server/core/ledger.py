@@ -35,11 +35,19 @@ class Outcome(NamedTuple):
     """Tool calls whose outcome nobody knows."""
 
 
+class Admitted(NamedTuple):
+    """A turn that was accepted, to be queued or acquired in the same unit."""
+
+    session: v1.Session
+    turn: v1.Turn
+    ahead: int
+    """Turns of the session ahead of it, the active one included."""
+
+
 class Started(NamedTuple):
     """A turn that was acquired."""
 
     claim: Claim
-    session: v1.Session
     turn: v1.Turn
 
 
@@ -61,25 +69,27 @@ def read_turn(tx: Tx, key: SessionKey, turn_id: str) -> v1.Turn:
     return turn
 
 
-def admit(tx: Tx, session: v1.Session, turn: v1.Turn, display_name: str, max_queued: int) -> None:
-    """Accept a turn: record its message, and queue it. Raises SESSION_ARCHIVED, SESSION_BUSY, QUEUE_FULL."""
+def admit(tx: Tx, session: v1.Session, turn: v1.Turn, max_queued: int) -> Admitted:
+    """Accept a turn and record its message; `acquire` or `queue` it then. Raises SESSION_ARCHIVED,
+    SESSION_BUSY, QUEUE_FULL."""
     _check_admission(session, turn, max_queued)
     key = SessionKey(session.tenant_id, session.session_id)
+    ahead = session.queued_turn_count + bool(session.active_turn_id)
     turn.state = v1.TURN_STATE_QUEUED
     turn.create_time.CopyFrom(events.now())
-    received = v1.MessageReceived(message=turn.message, display_name=display_name)
-    turn.first_sequence = tx.append(
-        key, [events.said(turn.turn_id, turn.participant_id, message_received=received)], None
-    )
-    tx.turns.put(turn)
+    received = v1.MessageReceived(message=turn.message, display_name=turn.display_name)
+    said = events.said(turn.turn_id, turn.participant_id, message_received=received)
+    turn.first_sequence = tx.append(key, [said], None)
     session.queued_turn_count += 1
-    tx.sessions.put(session)
+    return Admitted(session, turn, ahead)
 
 
-def report_queued(tx: Tx, session: v1.Session, turn: v1.Turn) -> None:
-    """Record that an admitted turn has to wait."""
-    ahead = session.queued_turn_count - 1 + bool(session.active_turn_id)
+def queue(tx: Tx, admitted: Admitted) -> None:
+    """Let an admitted turn wait."""
+    session, turn, ahead = admitted
     key = SessionKey(session.tenant_id, session.session_id)
+    tx.turns.put(turn)
+    tx.sessions.put(session)
     tx.append(key, [events.system(turn.turn_id, turn_queued=v1.TurnQueued(ahead=ahead))], None)
 
 
@@ -98,7 +108,7 @@ def acquire(tx: Tx, session: v1.Session, turn: v1.Turn, owner: str, default_agen
     tx.turns.put(turn, owner=owner, fence=number)
     started = v1.TurnStarted(agent=turn.agent, harness=turn.harness, attempt=turn.attempt)
     tx.append(key, [events.system(turn.turn_id, turn_started=started)], Fence(turn.turn_id, number))
-    return Started(Claim(key, turn.turn_id, owner, number), session, turn)
+    return Started(Claim(key, turn.turn_id, owner, number), turn)
 
 
 def finish(tx: Tx, key: SessionKey, turn_id: str, fence: Fence | None, outcome: Outcome) -> v1.Session:
@@ -124,10 +134,10 @@ def finish(tx: Tx, key: SessionKey, turn_id: str, fence: Fence | None, outcome: 
     return session
 
 
-def withdraw(tx: Tx, key: SessionKey, turn_id: str, reason: str) -> v1.Turn:
+def withdraw(tx: Tx, session: v1.Session, turn: v1.Turn, reason: str) -> v1.Turn:
     """End a queued turn that is not to run."""
-    session = read_session(tx, key)
-    turn = read_turn(tx, key, turn_id)
+    key = SessionKey(session.tenant_id, session.session_id)
+    turn_id = turn.turn_id
     finished = v1.TurnFinished(state=v1.TURN_STATE_CANCELLED, state_reason=reason)
     turn.last_sequence = tx.append(key, [events.system(turn_id, turn_finished=finished)], None)
     _close(turn, finished)

@@ -6,7 +6,7 @@ from typing import TypeVar
 from karta import v1
 from karta_server.core import checks, events
 from karta_server.core.caller import Caller
-from karta_server.core.requests import once
+from karta_server.core.requests import answered, once
 from karta_server.core.session_record import check_etag, read_session, touch
 from karta_server.errors import KartaError
 from karta_server.storage.contract import SessionKey, Store, Tx
@@ -40,6 +40,16 @@ def require_writer(session: v1.Session, participant_id: str) -> v1.Participant |
             participant_id=participant_id,
         )
     return participant
+
+
+def require_owner(session: v1.Session, participant_id: str) -> None:
+    """Refuse a named participant that does not own the session."""
+    if participant_id and find(session, participant_id).role != v1.PARTICIPANT_ROLE_OWNER:
+        raise KartaError(
+            v1.ERROR_REASON_PARTICIPANT_IS_NOT_OWNER,
+            f"{participant_id!r} is no owner of this session, and only owners manage participants.",
+            participant_id=participant_id,
+        )
 
 
 def joined(participant: v1.Participant) -> v1.Participant:
@@ -106,8 +116,9 @@ class Participants:
         checks.participant("participant", request.participant)
 
         def change(session: v1.Session) -> v1.Event | None:
+            require_owner(session, request.actor)
             added = add(session, request.participant, self._limits.max_participants)
-            return _joined_event(added) if added else None
+            return _joined_event(added, request.actor) if added else None
 
         return await self._change(caller, request, v1.AddParticipantResponse, change)
 
@@ -122,7 +133,8 @@ class Participants:
 
         def change(session: v1.Session) -> v1.Event:
             check_etag(session, request.etag)
-            return _joined_event(update(session, request.participant, paths))
+            require_owner(session, request.actor)
+            return _joined_event(update(session, request.participant, paths), request.actor)
 
         return await self._change(caller, request, v1.UpdateParticipantResponse, change)
 
@@ -131,8 +143,11 @@ class Participants:
         checks.required("participant_id", request.participant_id)
 
         def change(session: v1.Session) -> v1.Event:
+            if request.actor != request.participant_id:
+                require_owner(session, request.actor)
             remove(session, request.participant_id)
-            return events.system("", participant_left=v1.ParticipantLeft(participant_id=request.participant_id))
+            left = v1.ParticipantLeft(participant_id=request.participant_id)
+            return events.said("", request.actor, participant_left=left)
 
         return await self._change(caller, request, v1.RemoveParticipantResponse, change)
 
@@ -142,6 +157,8 @@ class Participants:
         checks.request_id(request.request_id, self._limits)
         checks.uuid("session_id", request.session_id)
         key = SessionKey(checks.tenant(caller, request.tenant_id), request.session_id)
+        if (known := await answered(self._store, caller, request, answer)) is not None:
+            return known
 
         def act(tx: Tx) -> R:
             session = read_session(tx, key)
@@ -155,5 +172,5 @@ class Participants:
         return await self._store.write(lambda tx: once(tx, caller, request, answer, lambda: act(tx)), key)
 
 
-def _joined_event(participant: v1.Participant) -> v1.Event:
-    return events.system("", participant_joined=v1.ParticipantJoined(participant=participant))
+def _joined_event(participant: v1.Participant, actor: str) -> v1.Event:
+    return events.said("", actor, participant_joined=v1.ParticipantJoined(participant=participant))

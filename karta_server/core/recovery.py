@@ -4,6 +4,7 @@ import logging
 
 from karta import v1
 from karta_server.core import ledger
+from karta_server.core.events import add_usage
 from karta_server.core.session_log import FRAME_BYTES
 from karta_server.error_codes import to_error
 from karta_server.errors import KartaError
@@ -34,6 +35,7 @@ async def _end(store: Store, claim: Claim, outcome: ledger.Outcome) -> None:
 async def _outcome(store: Store, claim: Claim, turn: v1.Turn) -> ledger.Outcome:
     open_tools: dict[str, None] = {}
     text = ""
+    usage = v1.Usage()
     position = turn.first_sequence - 1
     while frames := await store.events.read(claim.session, position, FRAME_BYTES):
         for event in v1.EventFrame.FromString(frames.data).events:
@@ -43,10 +45,12 @@ async def _outcome(store: Store, claim: Claim, turn: v1.Turn) -> ledger.Outcome:
                 open_tools[event.tool_use.tool_use_id] = None
             elif event.HasField("tool_result"):
                 open_tools.pop(event.tool_result.tool_use_id, None)
+            elif event.HasField("step_finish"):
+                add_usage(usage, event.step_finish.usage)
             elif event.HasField("message_completed"):
                 text = event.message_completed.text
         position = frames.last
     reason = "The server was killed while the turn ran; send the message again to go on."
     error = to_error(KartaError(v1.ERROR_REASON_SERVER_KILLED, reason))
-    finished = v1.TurnFinished(state=v1.TURN_STATE_INTERRUPTED, state_reason=reason, error=error, usage=turn.usage)
+    finished = v1.TurnFinished(state=v1.TURN_STATE_INTERRUPTED, state_reason=reason, error=error, usage=usage)
     return ledger.Outcome(finished, text, None, tuple(open_tools))

@@ -8,7 +8,7 @@ import asyncio
 import hashlib
 import logging
 from collections.abc import Callable
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from google.protobuf.message import Message
 
@@ -27,9 +27,24 @@ R = TypeVar("R", bound=Message)
 class MutatingRequest(Protocol):
     """A request message with a request_id."""
 
+    tenant_id: str
     request_id: str
 
+    def CopyFrom(self, other_msg: Any) -> None: ...  # noqa: N802
+
     def SerializeToString(self, *, deterministic: bool = ...) -> bytes: ...  # noqa: N802
+
+
+async def answered(store: Store, caller: Caller, request: MutatingRequest, answer: type[R]) -> R | None:
+    """Return the answer that the request got before, None when it is new.
+
+    To be asked before anything else, so that a repeated request gets its answer
+    whatever has changed since. Raises KartaError REQUEST_ID_REUSED.
+    """
+    if not request.request_id:
+        return None
+    known = await store.requests.get(caller.tenant_id, caller.principal, request.request_id)
+    return None if known is None else _answer(known, caller, request, answer)
 
 
 def once(tx: Tx, caller: Caller, request: MutatingRequest, answer: type[R], act: Callable[[], R]) -> R:
@@ -39,21 +54,32 @@ def once(tx: Tx, caller: Caller, request: MutatingRequest, answer: type[R], act:
     """
     if not request.request_id:
         return act()
-    body = request.SerializeToString(deterministic=True)
-    fingerprint = hashlib.sha256(type(request).__name__.encode() + b"\0" + body).digest()
     known = tx.requests.get(caller.tenant_id, caller.principal, request.request_id)
-    if known is None:
-        response = act()
-        recorded = Recorded(fingerprint, response.SerializeToString())
-        tx.requests.put(caller.tenant_id, caller.principal, request.request_id, recorded)
-        return response
-    if known.fingerprint != fingerprint:
+    if known is not None:
+        return _answer(known, caller, request, answer)
+    response = act()
+    recorded = Recorded(_fingerprint(caller, request), response.SerializeToString())
+    tx.requests.put(caller.tenant_id, caller.principal, request.request_id, recorded)
+    return response
+
+
+def _answer(known: Recorded, caller: Caller, request: MutatingRequest, answer: type[R]) -> R:
+    if known.fingerprint != _fingerprint(caller, request):
         raise KartaError(
             v1.ERROR_REASON_REQUEST_ID_REUSED,
             f"request_id {request.request_id!r} was used for another request; choose a new one.",
             request_id=request.request_id,
         )
     return answer.FromString(known.response)
+
+
+def _fingerprint(caller: Caller, request: MutatingRequest) -> bytes:
+    """Return what tells one request from another. The caller's own tenant may be named or not."""
+    named = type(request)()
+    named.CopyFrom(request)
+    named.tenant_id = caller.tenant_id
+    body = named.SerializeToString(deterministic=True)
+    return hashlib.sha256(type(request).__name__.encode() + b"\0" + body).digest()
 
 
 class Expiry:

@@ -6,8 +6,9 @@ nothing and delays nobody. Frames are passed on as the bytes that were stored.
 """
 
 import asyncio
-from collections import deque
+from bisect import bisect_right
 from collections.abc import Sequence
+from itertools import islice
 
 from karta import v1
 from karta_server import framing
@@ -16,14 +17,19 @@ from karta_server.errors import KartaError
 from karta_server.storage.contract import Commit, Frames, SessionKey, Store
 
 FRAME_BYTES = 512 * 1024
-RING_BYTES = 32 * 1024 * 1024
+# What is kept of a session while it has watchers, twice at the most, and of all sessions together.
+RECENT_FRAMES = 256
+RECENT_BYTES = 512 * 1024
+ALL_RECENT_BYTES = 64 * 1024 * 1024
+_FRAMES_OVERHEAD_BYTES = 300
 
 
 class _Topic:
     """What the watchers of one session share."""
 
     def __init__(self) -> None:
-        self.recent: deque[Frames] = deque()
+        self.recent: list[Frames] = []
+        self.bytes = 0
         self.latest = 0
         self.deleted = False
         self.watchers = 0
@@ -37,12 +43,11 @@ class _Topic:
         """Return recent frames behind a sequence, when they begin right there."""
         if not self.recent or self.recent[0].first > sequence + 1 or self.recent[-1].last <= sequence:
             return None
+        index = bisect_right(self.recent, sequence, key=lambda frames: frames.last)
         pieces: list[bytes] = []
         size = 0
         last, turn_id, finishes = sequence, "", False
-        for frames in self.recent:
-            if frames.last <= sequence:
-                continue
+        for frames in islice(self.recent, index, None):
             # One turn's frames stay apart from others, so that its watchers need not look into them.
             if pieces and (size + len(frames.data) > FRAME_BYTES or finishes or frames.turn_id != turn_id):
                 break
@@ -54,6 +59,29 @@ class _Topic:
             last, turn_id, finishes = frames.last, frames.turn_id, frames.finishes
         return Frames(pieces[0] if len(pieces) == 1 else b"".join(pieces), sequence + 1, last, turn_id, finishes)
 
+    def keep(self, frames: Frames) -> int:
+        """Keep frames as the most recent ones; return by how many bytes more are kept now."""
+        self.latest = frames.last
+        self.recent.append(frames)
+        grown = _size(frames)
+        # Whole batches are dropped, so that a long list is not moved for each frame.
+        if len(self.recent) > 2 * RECENT_FRAMES or self.bytes + grown > 2 * RECENT_BYTES:
+            grown -= self._drop()
+        self.bytes += grown
+        return grown
+
+    def _drop(self) -> int:
+        count = max(len(self.recent) - RECENT_FRAMES, len(self.recent) // 2)
+        dropped = sum(_size(frames) for frames in self.recent[:count])
+        del self.recent[:count]
+        return dropped
+
+    def clear(self) -> int:
+        """Keep nothing; return how many bytes were kept."""
+        freed, self.bytes = self.bytes, 0
+        self.recent.clear()
+        return freed
+
 
 class SessionLog:
     """The watching side of every session's log on this server."""
@@ -61,8 +89,7 @@ class SessionLog:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._topics: dict[SessionKey, _Topic] = {}
-        self._ring: deque[tuple[_Topic, Frames]] = deque()
-        self._ring_bytes = 0
+        self._bytes = 0
         self._unsubscribe = store.subscribe(self._committed)
 
     def close(self) -> None:
@@ -83,7 +110,7 @@ class SessionLog:
         """Forget a session's recent frames with its last watcher."""
         topic.watchers -= 1
         if topic.watchers == 0:
-            topic.recent.clear()
+            self._bytes -= topic.clear()
             self._topics.pop(key, None)
 
     def _committed(self, commits: Sequence[Commit]) -> None:
@@ -92,20 +119,21 @@ class SessionLog:
             if topic is None:
                 continue
             if commit.frames is not None:
-                self._keep(topic, commit.frames)
+                self._bytes += topic.keep(commit.frames)
+                if self._bytes > ALL_RECENT_BYTES:
+                    self._forget_all()
             topic.deleted = topic.deleted or commit.deleted
             topic.wake()
 
-    def _keep(self, topic: _Topic, frames: Frames) -> None:
-        topic.latest = frames.last
-        topic.recent.append(frames)
-        self._ring.append((topic, frames))
-        self._ring_bytes += len(frames.data)
-        while self._ring_bytes > RING_BYTES or (self._ring and self._ring[0][0].watchers == 0):
-            oldest, dropped = self._ring.popleft()
-            self._ring_bytes -= len(dropped.data)
-            if oldest.recent and oldest.recent[0] is dropped:
-                oldest.recent.popleft()
+    def _forget_all(self) -> None:
+        """Keep nothing of any session: watchers that are behind read from the store."""
+        for topic in self._topics.values():
+            topic.clear()
+        self._bytes = 0
+
+
+def _size(frames: Frames) -> int:
+    return len(frames.data) + _FRAMES_OVERHEAD_BYTES
 
 
 class Cursor:
@@ -124,26 +152,27 @@ class Cursor:
             if session is None:
                 raise session_not_found(self._key)
             self._topic.latest = max(self._topic.latest, session.latest_sequence)
-            if self.position > self._topic.latest:
-                raise _out_of_range(self.position, self._topic.latest)
+            self._check(session.oldest_sequence)
         except BaseException:
             self._log.leave(self._key, self._topic)
             raise
         return self
 
+    def _check(self, oldest_sequence: int) -> None:
+        if self.position > self._topic.latest:
+            raise _out_of_range(self.position, self._topic.latest)
+        if 0 < self.position < oldest_sequence - 1:
+            raise _trimmed(self.position, oldest_sequence)
+
     async def __aexit__(self, *_: object) -> None:
         self._log.leave(self._key, self._topic)
-
-    @property
-    def latest(self) -> int:
-        """The newest sequence that is known."""
-        return self._topic.latest
 
     async def next(self, timeout_seconds: float) -> Frames | None:
         """Return what is behind the position and move there; None when the time is over.
 
         With a time-out of 0 it returns what is there. Raises KartaError
-        SESSION_NOT_FOUND when the session is deleted.
+        SESSION_NOT_FOUND when the session is deleted, EVENTS_TRIMMED when what
+        comes next was trimmed meanwhile.
         """
         deadline = asyncio.get_running_loop().time() + timeout_seconds
         while True:
@@ -152,7 +181,7 @@ class Cursor:
             woken = self._topic.woken
             frames = self._topic.behind(self.position)
             if frames is None and self._topic.latest > self.position:
-                frames = await self._store.events.read(self._key, self.position, FRAME_BYTES)
+                frames = await self._read()
             if frames is not None:
                 self.position = frames.last
                 return frames
@@ -164,6 +193,21 @@ class Cursor:
                     await woken.wait()
             except TimeoutError:
                 return None
+
+    async def _read(self) -> Frames | None:
+        frames = await self._store.events.read(self._key, self.position, FRAME_BYTES)
+        if frames is not None and frames.first > self.position + 1 and self.position:
+            raise _trimmed(self.position, frames.first)
+        return frames
+
+
+def _trimmed(after: int, oldest: int) -> KartaError:
+    return KartaError(
+        v1.ERROR_REASON_EVENTS_TRIMMED,
+        f"The log begins at {oldest}: what follows {after} is not kept any more. Begin with {oldest - 1}, or 0.",
+        after_sequence=after,
+        oldest_sequence=oldest,
+    )
 
 
 def _out_of_range(after: int, latest: int) -> KartaError:

@@ -3,11 +3,11 @@
 from collections.abc import Iterable
 
 from karta import v1
-from karta_server.core import checks, events
+from karta_server.core import checks, events, ledger
 from karta_server.core.agents import Agents
 from karta_server.core.caller import Caller
 from karta_server.core.participants import joined, require_writer
-from karta_server.core.requests import once
+from karta_server.core.requests import answered, once
 from karta_server.core.session_record import check_etag, read_session, session_not_found, touch
 from karta_server.core.turn_runner import TurnRunner
 from karta_server.ids import new_id
@@ -29,8 +29,10 @@ class Sessions:
         """Make a session, or find the one that is meant."""
         tenant_id = checks.tenant(caller, request.tenant_id)
         self._check_new(request)
+        if (known := await answered(self._store, caller, request, v1.CreateSessionResponse)) is not None:
+            return known
         harness = await self._agents.usable_harness(request.harness)
-        known = await self._agents.known(harness, request.agent)
+        agents = await self._agents.known(harness, request.agent)
         session = v1.Session(
             tenant_id=tenant_id,
             session_id=new_id(),
@@ -48,7 +50,7 @@ class Sessions:
                 found = tx.sessions.find_latest(tenant_id, session.user_id, dict(session.metadata))
                 if found is not None:
                     return v1.CreateSessionResponse(session=found, reused=True)
-            known.require(request.agent)
+            agents.require(request.agent)
             return v1.CreateSessionResponse(session=_create(tx, session, request.participants))
 
         key = SessionKey(tenant_id, session.session_id)
@@ -80,14 +82,16 @@ class Sessions:
         key = SessionKey(checks.tenant(caller, request.tenant_id), request.session.session_id)
         paths = list(request.update_mask.paths)
         self._check_update(request, paths)
+        if (known := await answered(self._store, caller, request, v1.UpdateSessionResponse)) is not None:
+            return known
         before = await self.get(key)
-        known = await self._agents.known(before.harness, request.session.agent if "agent" in paths else "")
+        agents = await self._agents.known(before.harness, request.session.agent if "agent" in paths else "")
 
         def act(tx: Tx) -> v1.UpdateSessionResponse:
             session = read_session(tx, key)
             check_etag(session, request.session.etag)
-            require_writer(session, request.participant_id)
-            known.require(request.session.agent)
+            require_writer(session, request.actor)
+            agents.require(request.session.agent)
             _set_fields(tx, key, session, request, paths)
             return v1.UpdateSessionResponse(session=tx.sessions.get(key))
 
@@ -98,6 +102,7 @@ class Sessions:
     async def delete(self, caller: Caller, request: v1.DeleteSessionRequest) -> v1.DeleteSessionResponse:
         """Stop what runs and remove the session with all that belongs to it."""
         key = SessionKey(checks.tenant(caller, request.tenant_id), request.session_id)
+        checks.request_id(request.request_id, self._limits)
         checks.uuid("session_id", request.session_id)
 
         def act(tx: Tx) -> v1.DeleteSessionResponse:
@@ -105,11 +110,10 @@ class Sessions:
             tx.sessions.delete(key)
             return v1.DeleteSessionResponse()
 
-        await self._runner.forget(key, "The session was deleted.")
         response = await self._store.write(
             lambda tx: once(tx, caller, request, v1.DeleteSessionResponse, lambda: act(tx)), key
         )
-        # A turn that was queued may have started in between; it can write no more.
+        # What runs can write no more; now it is stopped.
         await self._runner.forget(key, "The session was deleted.")
         return response
 
@@ -140,7 +144,9 @@ class Sessions:
             checks.enum("session.state", v1.SessionState, request.session.state)
 
 
-def _create(tx: Tx, session: v1.Session, participants: Iterable[v1.Participant]) -> v1.Session:
+def _create(tx: Tx, draft: v1.Session, participants: Iterable[v1.Participant]) -> v1.Session:
+    session = v1.Session()
+    session.CopyFrom(draft)
     key = SessionKey(session.tenant_id, session.session_id)
     session.create_time.CopyFrom(events.now())
     session.participants.extend(joined(participant) for participant in participants)
@@ -160,11 +166,14 @@ def _set_fields(
         else:
             setattr(session, path, getattr(request.session, path))
     touch(session)
+    if session.state == v1.SESSION_STATE_ARCHIVED:
+        while (turn := tx.turns.next_queued(key)) is not None:
+            ledger.withdraw(tx, session, turn, "The session was archived.")
     tx.sessions.put(session)
     if session.agent != from_agent:
         handoff = v1.AgentHandoff(from_agent=from_agent, to_agent=session.agent)
-        tx.append(key, [events.said("", request.participant_id, agent_handoff=handoff)], None)
+        tx.append(key, [events.said("", request.actor, agent_handoff=handoff)], None)
     others = [path for path in paths if path != "agent"]
     if others:
         updated = v1.SessionUpdated(session=session, update_paths=others)
-        tx.append(key, [events.said("", request.participant_id, session_updated=updated)], None)
+        tx.append(key, [events.said("", request.actor, session_updated=updated)], None)

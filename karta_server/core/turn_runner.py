@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 from karta import v1
 from karta_server.core import ledger
@@ -9,12 +11,15 @@ from karta_server.core.active_turn import ActiveTurn, Surroundings
 from karta_server.core.session_record import read_session
 from karta_server.error_codes import to_error
 from karta_server.errors import KartaError
-from karta_server.storage.contract import SessionKey, Tx
+from karta_server.storage.contract import Commit, SessionKey, Tx
 
 log = logging.getLogger(__name__)
 
 _CLAIM_RETRY_SECONDS = 1.0
-_LAUNCH_SECONDS = 1.0
+# What a stopped turn may take to record its end, beyond the time that its harness has to stop.
+_END_SECONDS = 10.0
+
+T = TypeVar("T")
 
 
 class TurnRunner:
@@ -27,7 +32,7 @@ class TurnRunner:
         self._active: dict[SessionKey, ActiveTurn] = {}
         self._tasks: dict[SessionKey, asyncio.Task[None]] = {}
         self._wanted = asyncio.Event()
-        self._launched = asyncio.Event()  # Set, and replaced, with each launch.
+        self._work: set[asyncio.Task[Any]] = set()  # What must not end with the call that began it.
         self._backlog = True  # Whether turns may wait that could run if there were a place.
         self._claimer: asyncio.Task[None] | None = None
         self.stopping = False
@@ -35,6 +40,7 @@ class TurnRunner:
     def start(self) -> None:
         """Begin to claim queued turns, those of an earlier process first."""
         self._wanted.set()
+        self._unsubscribe = self._around.store.subscribe(self._committed)
         self._claimer = asyncio.create_task(self._claim_forever(), name="claim turns")
 
     def require_open(self) -> None:
@@ -45,62 +51,81 @@ class TurnRunner:
                 "The server is stopping; send the request to the next one, with the same request_id.",
             )
 
-    def reserve(self) -> bool:
-        """Take a place for a turn, if there is one; `launch` or `release` it."""
-        if self._free <= 0 or self.stopping:
-            return False
-        self._free -= 1
-        return True
+    async def write(self, unit: Callable[[Tx, bool], tuple[T, ledger.Started | None]], key: SessionKey) -> T:
+        """Write a unit that may acquire a turn if its second argument says so; run what it acquired.
 
-    def release(self) -> None:
-        """Give a place back."""
+        The turn runs although the caller may be cancelled meanwhile: what is
+        committed has its effect.
+        """
+        task = asyncio.create_task(self._write(unit, key))
+        self._work.add(task)
+        task.add_done_callback(self._work.discard)
+        return await asyncio.shield(task)
+
+    async def _write(self, unit: Callable[[Tx, bool], tuple[T, ledger.Started | None]], key: SessionKey) -> T:
+        reserved = self._free > 0 and not self.stopping
+        self._free -= reserved
+        started: ledger.Started | None = None
+        try:
+            result, started = await self._around.store.write(lambda tx: unit(tx, reserved), key)
+        finally:
+            if started is not None:
+                self._launch(started)
+            elif reserved:
+                self._release()
+            else:
+                self._backlog = True
+                self._wake_claimer()
+        return result
+
+    def _release(self) -> None:
         self._free += 1
-        self._wake_claimer()
-
-    def queued(self) -> None:
-        """Say that a turn waits which no running turn of its session will start."""
-        self._backlog = True
         self._wake_claimer()
 
     def _wake_claimer(self) -> None:
         if self._backlog and self._free > 0:
             self._wanted.set()
 
-    def launch(self, started: ledger.Started) -> None:
-        """Run an acquired turn in a reserved place."""
+    def _committed(self, commits: Sequence[Commit]) -> None:
+        """Hand answers to the turns that wait for them, however they came."""
+        for commit in commits:
+            for request in commit.inputs:
+                active = self.active(commit.session, request.turn_id)
+                if active is not None:
+                    self._hear(active, request)
+
+    def _hear(self, active: ActiveTurn, request: v1.InputRequest) -> None:
+        """Tell a turn what became of its question. While it waits for a person, its place is free for others;
+        it comes back without waiting for one, because its harness is there already."""
+        waited = active.waits
+        active.hear(request)
+        if active.waits and not waited:
+            self._release()
+        elif waited and not active.waits:
+            self._free -= 1
+
+    def _launch(self, started: ledger.Started) -> None:
+        """Run an acquired turn in its place."""
         key = started.claim.session
         active = ActiveTurn(self._around, started)
         before = self._tasks.get(key)
         self._active[key] = active
         self._tasks[key] = asyncio.create_task(self._run(key, active, before))
-        self._launched.set()
-        self._launched = asyncio.Event()
 
     def active(self, key: SessionKey, turn_id: str) -> ActiveTurn | None:
         """Return the turn if it runs here."""
         active = self._active.get(key)
         return active if active is not None and active.claim.turn_id == turn_id else None
 
-    async def deliver(self, request: v1.InputRequest) -> None:
-        """Hand an answer to the turn that waits for it, if it runs here."""
-        active = self.active(SessionKey(request.tenant_id, request.session_id), request.turn_id)
-        if active is not None:
-            await active.answer(request)
-
     async def stop(self, key: SessionKey, turn_id: str, finished: v1.TurnFinished) -> None:
-        """Stop a turn that runs here and wait until it is terminal.
-
-        One that was acquired and is about to be launched is waited for; returns
-        after a while when none comes.
-        """
-        try:
-            async with asyncio.timeout(_LAUNCH_SECONDS):
-                while (active := self.active(key, turn_id)) is None:
-                    await self._launched.wait()
-        except TimeoutError:
-            return
-        active.stop(finished)
-        await asyncio.wait({self._tasks[key]})
+        """Stop a turn that runs here and wait until it is terminal."""
+        if self._work:
+            # It may have been acquired by a write whose end this loop has not seen yet.
+            await asyncio.wait(set(self._work))
+        active = self.active(key, turn_id)
+        if active is not None:
+            active.stop(finished)
+            await asyncio.wait({self._tasks[key]})
 
     async def forget(self, key: SessionKey, reason: str) -> None:
         """Stop whatever runs for a session, and its harness."""
@@ -112,16 +137,25 @@ class TurnRunner:
     async def drain(self, seconds: float) -> None:
         """Let running turns finish, then stop the rest as INTERRUPTED; queued ones stay for the next start."""
         self.stopping = True
+        # A write that acquires turns is not cut off: they would be acquired and never run.
+        while self._work:
+            await asyncio.wait(set(self._work))
         if self._claimer is not None:
             self._claimer.cancel()
             await asyncio.gather(self._claimer, return_exceptions=True)
-        working = {self._tasks[key] for key, active in self._active.items() if not active.pending_inputs}
+            self._unsubscribe()
+        working = {self._tasks[key] for key, active in self._active.items() if not active.waits}
         if working:
             await asyncio.wait(working, timeout=seconds)
         for active in list(self._active.values()):
             active.stop(interrupted("The server was stopped while the turn ran; send the message again to go on."))
         if self._tasks:
-            await asyncio.wait(set(self._tasks.values()))
+            _, left = await asyncio.wait(
+                set(self._tasks.values()), timeout=self._around.interrupt_seconds + _END_SECONDS
+            )
+            for task in left:
+                task.cancel()
+            await asyncio.gather(*left, return_exceptions=True)
 
     async def _run(self, key: SessionKey, active: ActiveTurn, before: asyncio.Task[None] | None) -> None:
         try:
@@ -133,21 +167,26 @@ class TurnRunner:
         finally:
             if self._active.get(key) is active:
                 del self._active[key], self._tasks[key]
-            self.release()
+            if not active.waits:
+                self._release()
 
     async def _claim_forever(self) -> None:
         while True:
             await self._wanted.wait()
             self._wanted.clear()
-            try:
-                await self._claim()
-            except KartaError as error:
-                log.warning("cannot claim turns, trying again: %s", error.message)
+            claiming = asyncio.create_task(self._claim())
+            self._work.add(claiming)
+            claiming.add_done_callback(self._work.discard)
+            await asyncio.wait({claiming})
+            if claiming.exception() is not None:
+                log.warning("cannot claim turns, trying again", exc_info=claiming.exception())
                 await asyncio.sleep(_CLAIM_RETRY_SECONDS)
-                self.queued()
+                self._backlog = True
+                self._wake_claimer()
 
     async def _claim(self) -> None:
-        free, self._free = self._free, 0
+        free = 0 if self.stopping else max(self._free, 0)
+        self._free -= free
         self._backlog = False
         started: list[ledger.Started] = []
         try:
@@ -156,7 +195,7 @@ class TurnRunner:
         finally:
             self._free += free - len(started)
         for turn in started:
-            self.launch(turn)
+            self._launch(turn)
         self._backlog |= len(started) == free
         self._wake_claimer()
 

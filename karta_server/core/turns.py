@@ -1,19 +1,22 @@
 """Turns as their callers see them: starting, reading, waiting, cancelling."""
 
-from collections.abc import AsyncGenerator
+import asyncio
 
 from karta import v1
 from karta_server.core import checks, ledger
 from karta_server.core.agents import Agents, KnownAgents
 from karta_server.core.caller import Caller
 from karta_server.core.participants import require_writer
-from karta_server.core.requests import once
-from karta_server.core.session_log import SessionLog
+from karta_server.core.requests import answered, once
+from karta_server.core.session_log import Cursor, SessionLog
 from karta_server.core.session_record import read_session, session_not_found
 from karta_server.core.turn_runner import TurnRunner, cancelled
 from karta_server.errors import KartaError
 from karta_server.ids import new_id
 from karta_server.storage.contract import Page, SessionKey, Store, Tx
+
+# A quiet log is looked at anew this often; a change wakes the waiter at once.
+_LOOK_SECONDS = 60.0
 
 WAITING = ledger.TERMINAL | {v1.TURN_STATE_INPUT_REQUIRED}
 
@@ -32,27 +35,29 @@ class Turns:
         """Accept a turn; it runs at once when its session and a place are free."""
         key = SessionKey(checks.tenant(caller, request.tenant_id), request.session_id)
         self._check_start(request)
+        if (known := await answered(self._store, caller, request, v1.StartTurnResponse)) is not None:
+            return known.turn
         self._runner.require_open()
         session = await self._store.sessions.get(key)
         if session is None:
             raise session_not_found(key)
-        known = await self._agents.known(session.harness, request.agent, session.agent)
-        reserved = self._runner.reserve()
-        started: list[ledger.Started] = []
+        agents = await self._agents.known(session.harness, request.agent, session.agent)
 
-        def act(tx: Tx) -> v1.StartTurnResponse:
-            started[:] = []
-            turn, begun = self._admit(tx, caller, request, key, known, acquire=reserved)
-            started.extend(begun)
-            return v1.StartTurnResponse(turn=turn)
+        def unit(tx: Tx, may_acquire: bool) -> tuple[v1.StartTurnResponse, ledger.Started | None]:
+            started: list[ledger.Started] = []
 
-        try:
-            response = await self._store.write(
-                lambda tx: once(tx, caller, request, v1.StartTurnResponse, lambda: act(tx)), key
-            )
-        finally:
-            self._after_start(started, reserved)
-        return response.turn
+            def act() -> v1.StartTurnResponse:
+                admitted = self._admit(tx, caller, request, key, agents)
+                if may_acquire and not admitted.ahead:
+                    started.append(self._acquire(tx, admitted))
+                else:
+                    ledger.queue(tx, admitted)
+                return v1.StartTurnResponse(turn=admitted.turn)
+
+            response = once(tx, caller, request, v1.StartTurnResponse, act)
+            return response, started[0] if started else None
+
+        return (await self._runner.write(unit, key)).turn
 
     async def get(self, key: SessionKey, turn_id: str) -> v1.Turn:
         """Return a turn."""
@@ -80,37 +85,44 @@ class Turns:
         turn = await self.get(key, turn_id)
         if turn.state in WAITING:
             return turn
-        async for event in self._changes(key, turn, timeout_seconds):
-            if event.HasField("turn_finished") or event.HasField("input_required"):
-                turn = await self.get(key, turn_id)
-                if turn.state in WAITING:
-                    return turn
-        raise KartaError(
-            v1.ERROR_REASON_WAIT_TIMEOUT,
-            f"The turn was not done after {timeout_seconds:g} s; it goes on, wait again or watch it.",
-        )
+        try:
+            async with asyncio.timeout(timeout_seconds), self._log.watch(key, turn.first_sequence) as cursor:
+                while turn.state not in WAITING:
+                    if await self._may_have_changed(cursor, turn_id):
+                        turn = await self.get(key, turn_id)
+                return turn
+        except TimeoutError:
+            raise KartaError(
+                v1.ERROR_REASON_WAIT_TIMEOUT,
+                f"The turn was not done after {timeout_seconds:g} s; it goes on, wait again or watch it.",
+            ) from None
 
     async def cancel(self, caller: Caller, request: v1.CancelTurnRequest) -> v1.Turn:
         """Stop a turn and return it when it is terminal."""
         key = SessionKey(checks.tenant(caller, request.tenant_id), request.session_id)
         checks.request_id(request.request_id, self._limits)
         checks.text("reason", request.reason, 512)
-        await self.get(key, request.turn_id)
-        reason = f"Cancelled by {request.participant_id or caller.principal}"
+        if (known := await answered(self._store, caller, request, v1.CancelTurnResponse)) is None:
+            await self.get(key, request.turn_id)
+        elif known.turn.state in ledger.TERMINAL:
+            return known.turn
+        reason = f"Cancelled by {request.actor or caller.principal}"
         reason += f": {request.reason}" if request.reason else "."
 
         def act(tx: Tx) -> v1.CancelTurnResponse:
-            require_writer(read_session(tx, key), request.participant_id)
+            session = read_session(tx, key)
+            require_writer(session, request.actor)
             turn = ledger.read_turn(tx, key, request.turn_id)
             if turn.state == v1.TURN_STATE_QUEUED:
-                turn = ledger.withdraw(tx, key, request.turn_id, reason)
+                turn = ledger.withdraw(tx, session, turn, reason)
             return v1.CancelTurnResponse(turn=turn)
 
         response = await self._store.write(
             lambda tx: once(tx, caller, request, v1.CancelTurnResponse, lambda: act(tx)), key
         )
-        if response.turn.state not in ledger.TERMINAL:
-            await self._runner.stop(key, request.turn_id, cancelled(reason))
+        if response.turn.state in ledger.TERMINAL:
+            return response.turn
+        await self._runner.stop(key, request.turn_id, cancelled(reason))
         return await self.get(key, request.turn_id)
 
     def _check_start(self, request: v1.StartTurnRequest) -> None:
@@ -120,19 +132,16 @@ class Turns:
         checks.text("agent", request.agent, 256)
         checks.enum("busy_policy", v1.BusyPolicy, request.busy_policy)
 
+    def _acquire(self, tx: Tx, admitted: ledger.Admitted) -> ledger.Started:
+        owner, default_agent = self._runner.owner, self._agents.default_agent
+        return ledger.acquire(tx, admitted.session, admitted.turn, owner, default_agent)
+
     def _admit(
-        self,
-        tx: Tx,
-        caller: Caller,
-        request: v1.StartTurnRequest,
-        key: SessionKey,
-        known: KnownAgents,
-        *,
-        acquire: bool,
-    ) -> tuple[v1.Turn, list[ledger.Started]]:
+        self, tx: Tx, caller: Caller, request: v1.StartTurnRequest, key: SessionKey, agents: KnownAgents
+    ) -> ledger.Admitted:
         session = read_session(tx, key)
         participant = require_writer(session, request.participant_id)
-        known.require(request.agent)
+        agents.require(request.agent)
         turn = v1.Turn(
             tenant_id=key.tenant_id,
             session_id=key.session_id,
@@ -140,31 +149,19 @@ class Turns:
             agent=request.agent,
             harness=session.harness,
             participant_id=request.participant_id,
+            display_name=participant.display_name if participant else "",
             message=request.message,
             busy_policy=request.busy_policy or v1.BUSY_POLICY_QUEUE,
             traceparent=caller.traceparent,
         )
-        free = not session.active_turn_id and not session.queued_turn_count
-        display_name = participant.display_name if participant else ""
-        ledger.admit(tx, session, turn, display_name, self._limits.max_queued_turns)
-        if free and acquire:
-            started = ledger.acquire(tx, session, turn, self._runner.owner, self._agents.default_agent)
-            return started.turn, [started]
-        ledger.report_queued(tx, session, turn)
-        return turn, []
+        return ledger.admit(tx, session, turn, self._limits.max_queued_turns)
 
-    def _after_start(self, started: list[ledger.Started], reserved: bool) -> None:
-        for turn in started:
-            self._runner.launch(turn)
-        if reserved and not started:
-            self._runner.release()
-        if not reserved:
-            self._runner.queued()
-
-    async def _changes(self, key: SessionKey, turn: v1.Turn, timeout_seconds: float) -> AsyncGenerator[v1.Event, None]:
-        """Yield the turn's events from its beginning until the time is over."""
-        async with self._log.watch(key, turn.first_sequence) as cursor:
-            while frames := await cursor.next(timeout_seconds):
-                for event in v1.EventFrame.FromString(frames.data).events:
-                    if event.turn_id == turn.turn_id:
-                        yield event
+    async def _may_have_changed(self, cursor: Cursor, turn_id: str) -> bool:
+        """Read on in the log; return whether the turn ended there, or began to wait."""
+        frames = await cursor.next(_LOOK_SECONDS)
+        if frames is None or frames.turn_id not in ("", turn_id):
+            return False
+        return any(
+            event.turn_id == turn_id and event.WhichOneof("kind") in ("turn_finished", "input_required")
+            for event in v1.EventFrame.FromString(frames.data).events
+        )

@@ -41,6 +41,7 @@ class Supervisor:
         self._places = asyncio.Semaphore(max_live)
         self._waiting = 0
         self._warm: OrderedDict[SessionKey, _Warm] = OrderedDict()
+        self._closing: dict[SessionKey, asyncio.Future[None]] = {}
         self._sweeper: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -54,15 +55,18 @@ class Supervisor:
         Waits for a place when all are taken by running turns. The session is
         closed when the turn fails with an exception, and kept otherwise.
         """
+        while (closing := self._closing.get(key)) is not None:
+            # Two processes must not go on with one conversation.
+            await asyncio.wait({closing})
         warm = self._warm.pop(key, None)
         session = warm.session if warm is not None else await self._open(key, harness)
         try:
             yield session
         except BaseException:
-            await self._close(session)
+            await self._close(key, session)
             raise
         if self._waiting and self._places.locked():
-            await self._close(session)
+            await self._close(key, session)
         else:
             self._warm[key] = _Warm(session, asyncio.get_running_loop().time())
 
@@ -70,7 +74,7 @@ class Supervisor:
         """Close a session's harness if it is warm."""
         warm = self._warm.pop(key, None)
         if warm is not None:
-            await self._close(warm.session)
+            await self._close(key, warm.session)
 
     async def close(self) -> None:
         """Close everything; turns must have ended."""
@@ -85,8 +89,8 @@ class Supervisor:
         self._waiting += 1
         try:
             if self._places.locked() and self._warm:
-                _, oldest = self._warm.popitem(last=False)
-                await self._close(oldest.session)
+                idle, oldest = self._warm.popitem(last=False)
+                await self._close(idle, oldest.session)
             await self._places.acquire()
         finally:
             self._waiting -= 1
@@ -96,15 +100,16 @@ class Supervisor:
             self._places.release()
             raise
 
-    async def _close(self, session: HarnessSession) -> None:
+    async def _close(self, key: SessionKey, session: HarnessSession) -> None:
         # The turn that ends may be cancelled; its processes are closed all the same.
-        closing = asyncio.ensure_future(session.close())
+        closing = self._closing[key] = asyncio.ensure_future(session.close())
         try:
             await asyncio.shield(closing)
         except asyncio.CancelledError:
             await asyncio.wait({closing})
             raise
         finally:
+            del self._closing[key]
             self._places.release()
 
     async def _sweep(self) -> None:
@@ -120,4 +125,4 @@ class Supervisor:
                 continue
             key, expired = self._warm.popitem(last=False)
             log.info("session %s was idle; its harness is closed", key.session_id)
-            await self._close(expired.session)
+            await self._close(key, expired.session)

@@ -5,6 +5,7 @@ response that streams events; so a frame is the stored bytes and a cursor, and
 is parsed only where a filter needs it.
 """
 
+import time
 from collections.abc import AsyncGenerator
 
 from google.protobuf import duration_pb2
@@ -41,12 +42,15 @@ async def session_frames(
 ) -> AsyncGenerator[bytes, None]:
     """Yield a session's log behind `after`; without `follow`, up to its newest event."""
     async with log.watch(key, after) as cursor:
+        beat = Heartbeat(idle_seconds)
         while True:
-            frames = await cursor.next(idle_seconds if follow else 0)
+            frames = await cursor.next(beat.remaining() if follow else 0)
+            data = b"" if frames is None else _only(frames.data, kinds)
+            if data or beat.due() or (not follow and frames is None):
+                beat.sent()
+                yield frame(data, cursor.position)
             if frames is None and not follow:
                 return
-            data = b"" if frames is None else _only(frames.data, kinds)
-            yield frame(data, cursor.position)
 
 
 async def turn_frames(
@@ -56,15 +60,36 @@ async def turn_frames(
     if turn.last_sequence and cursor.position >= turn.last_sequence:
         yield frame(b"", cursor.position)
         return
-    while True:
-        frames = await cursor.next(idle_seconds)
-        if frames is None:
-            yield frame(b"", cursor.position)
-            continue
-        data, latest_sequence, finished = _of_turn(frames, turn.turn_id, kinds)
-        yield frame(data, latest_sequence)
-        if finished:
-            return
+    beat = Heartbeat(idle_seconds)
+    finished = False
+    while not finished:
+        frames = await cursor.next(beat.remaining())
+        data, latest_sequence = b"", cursor.position
+        if frames is not None:
+            data, latest_sequence, finished = _of_turn(frames, turn.turn_id, kinds)
+        if data or beat.due():
+            beat.sent()
+            yield frame(data, latest_sequence)
+
+
+class Heartbeat:
+    """When a stream that has sent nothing for a while has to say that it lives."""
+
+    def __init__(self, idle_seconds: float) -> None:
+        self._idle_seconds = idle_seconds
+        self.sent()
+
+    def sent(self) -> None:
+        """Begin to wait."""
+        self._deadline = time.monotonic() + self._idle_seconds
+
+    def remaining(self) -> float:
+        """Return how many seconds are left, at least 0."""
+        return max(0.0, self._deadline - time.monotonic())
+
+    def due(self) -> bool:
+        """Whether the time is over."""
+        return time.monotonic() >= self._deadline
 
 
 def _of_turn(frames: Frames, turn_id: str, kinds: frozenset[str]) -> tuple[bytes, int, bool]:

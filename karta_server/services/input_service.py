@@ -1,6 +1,7 @@
 """karta.v1.InputService."""
 
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Any
 
 from karta import v1
@@ -40,5 +41,6 @@ class InputService(InputServiceServicer):
             await self._sessions.get(SessionKey(tenant_id, request.session_id))
         interval = request.heartbeat_interval if request.HasField("heartbeat_interval") else None
         idle_seconds = heartbeat_seconds(interval, self._heartbeat_seconds)
-        async for batch in self._inputs.watch(tenant_id, request.session_id, idle_seconds):
-            yield v1.WatchInputRequestsResponse(input_requests=batch)
+        async with aclosing(self._inputs.watch(tenant_id, request.session_id, idle_seconds)) as batches:
+            async for batch in batches:
+                yield v1.WatchInputRequestsResponse(input_requests=batch)

@@ -1,6 +1,7 @@
 """karta.v1.SessionService."""
 
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Any
 
 from karta import v1
@@ -68,5 +69,6 @@ class SessionService(SessionServiceServicer):
             follow=request.follow,
             idle_seconds=heartbeat_seconds(interval, self._heartbeat_seconds),
         )
-        async for frame in frames:
-            yield frame
+        async with aclosing(frames):
+            async for frame in frames:
+                yield frame

@@ -1,6 +1,7 @@
 """karta.v1.TurnService."""
 
 from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 from google.protobuf import duration_pb2
@@ -37,13 +38,16 @@ class TurnService(TurnServiceServicer):
     ) -> AsyncGenerator[bytes, None]:
         kinds = checks.event_kinds(request.kinds)
         checks.uuid("session_id", request.start.session_id)
+        interval = request.heartbeat_interval if request.HasField("heartbeat_interval") else None
+        idle_seconds = heartbeat_seconds(interval, self._heartbeat_seconds)
         key = SessionKey(checks.tenant(caller(), request.start.tenant_id), request.start.session_id)
         # The cursor is there before the turn, so that the turn's events need not be read from the store.
         async with self._log.watch(key, 0) as cursor:
             turn = await self._turns.start(caller(), request.start)
             cursor.position = turn.first_sequence - 1
-            async for frame in turn_frames(cursor, turn, kinds, self._heartbeat_seconds):
-                yield frame
+            async with aclosing(turn_frames(cursor, turn, kinds, idle_seconds)) as frames:
+                async for frame in frames:
+                    yield frame
 
     async def WatchTurn(  # type: ignore[override]  # yields the bytes of WatchTurnResponse
         self, request: v1.WatchTurnRequest, context: Any
@@ -53,8 +57,12 @@ class TurnService(TurnServiceServicer):
         interval = request.heartbeat_interval if request.HasField("heartbeat_interval") else None
         idle_seconds = heartbeat_seconds(interval, self._heartbeat_seconds)
         turn = await self._turns.get(key, request.turn_id)
-        async with self._log.watch(key, max(request.after_sequence, turn.first_sequence - 1)) as cursor:
-            async for frame in turn_frames(cursor, turn, kinds, idle_seconds):
+        after = max(request.after_sequence, turn.first_sequence - 1)
+        async with (
+            self._log.watch(key, after) as cursor,
+            aclosing(turn_frames(cursor, turn, kinds, idle_seconds)) as frames,
+        ):
+            async for frame in frames:
                 yield frame
 
     async def WaitTurn(self, request: v1.WaitTurnRequest, context: Any) -> v1.WaitTurnResponse:
@@ -82,8 +90,9 @@ class TurnService(TurnServiceServicer):
     async def Converse(  # type: ignore[override]  # yields the bytes of ConverseResponse
         self, request_iterator: AsyncIterator[v1.ConverseRequest], context: Any
     ) -> AsyncGenerator[bytes, None]:
-        async for frame in self._conversations.converse(caller(), request_iterator):
-            yield frame
+        async with aclosing(self._conversations.converse(caller(), request_iterator)) as frames:
+            async for frame in frames:
+                yield frame
 
 
 def _wait_seconds(timeout: duration_pb2.Duration | None) -> float:

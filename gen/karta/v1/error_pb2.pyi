@@ -86,8 +86,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     session_id.
     """
     ERROR_REASON_INPUT_ALREADY_RESOLVED: _ErrorReason.ValueType  # 17
-    """FAILED_PRECONDITION. The input request was answered otherwise, expired, or
-    was cancelled. Metadata: input_request_id, state, responder.
+    """FAILED_PRECONDITION. The input request was answered otherwise, or given
+    up because its turn ended. Metadata: input_request_id, state, responder.
     """
     ERROR_REASON_HARNESS_NOT_INSTALLED: _ErrorReason.ValueType  # 18
     """FAILED_PRECONDITION. The harness that this needs is not installed; the
@@ -97,80 +97,85 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """PERMISSION_DENIED. An observer reads and does not write. Metadata:
     participant_id.
     """
-    ERROR_REASON_QUEUE_FULL: _ErrorReason.ValueType  # 20
+    ERROR_REASON_PARTICIPANT_IS_NOT_OWNER: _ErrorReason.ValueType  # 20
+    """PERMISSION_DENIED. Only an owner manages participants. Metadata:
+    participant_id (the actor).
+    """
+    ERROR_REASON_QUEUE_FULL: _ErrorReason.ValueType  # 21
     """RESOURCE_EXHAUSTED. The session's queue of turns is full. Metadata: limit."""
-    ERROR_REASON_LIMIT_REACHED: _ErrorReason.ValueType  # 21
+    ERROR_REASON_LIMIT_REACHED: _ErrorReason.ValueType  # 22
     """RESOURCE_EXHAUSTED. A limit of the server is reached; try again later.
     Metadata: resource, limit.
     """
-    ERROR_REASON_SEQUENCE_OUT_OF_RANGE: _ErrorReason.ValueType  # 22
+    ERROR_REASON_SEQUENCE_OUT_OF_RANGE: _ErrorReason.ValueType  # 23
     """OUT_OF_RANGE. after_sequence is beyond the end of the log: the cursor
     belongs to another log. Metadata: after_sequence, latest_sequence.
     """
-    ERROR_REASON_UNSUPPORTED: _ErrorReason.ValueType  # 23
-    """UNIMPLEMENTED. The harness of the session cannot do this. Metadata:
-    harness, capability.
+    ERROR_REASON_EVENTS_TRIMMED: _ErrorReason.ValueType  # 24
+    """OUT_OF_RANGE. after_sequence is before what is kept of the log. Metadata:
+    after_sequence, oldest_sequence (begin with oldest_sequence - 1, or 0 for
+    all that is kept).
     """
-    ERROR_REASON_SERVER_STOPPING: _ErrorReason.ValueType  # 24
+    ERROR_REASON_SERVER_STOPPING: _ErrorReason.ValueType  # 25
     """UNAVAILABLE. The server is stopping and takes no new work; repeat the call
     against the next instance.
     """
-    ERROR_REASON_STORE_UNAVAILABLE: _ErrorReason.ValueType  # 25
+    ERROR_REASON_STORE_UNAVAILABLE: _ErrorReason.ValueType  # 26
     """UNAVAILABLE. The store did not answer; nothing was changed, or the same
     request_id will tell what was.
     """
-    ERROR_REASON_WAIT_TIMEOUT: _ErrorReason.ValueType  # 26
+    ERROR_REASON_WAIT_TIMEOUT: _ErrorReason.ValueType  # 27
     """DEADLINE_EXCEEDED. The call waited as long as it may; what it waited for
     goes on.
     """
-    ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 27
+    ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 28
     """INTERNAL. A defect of the server; its log has more under the same
     request. Metadata: request (the id in the log).
     """
-    ERROR_REASON_HARNESS_START_FAILED: _ErrorReason.ValueType  # 28
+    ERROR_REASON_HARNESS_START_FAILED: _ErrorReason.ValueType  # 29
     """FAILED_PRECONDITION, in turns. The harness did not start in time, or
     refused to start. Metadata: harness.
     """
-    ERROR_REASON_HARNESS_CRASHED: _ErrorReason.ValueType  # 29
+    ERROR_REASON_HARNESS_CRASHED: _ErrorReason.ValueType  # 30
     """UNAVAILABLE, in turns. The harness process ended in the middle of the
     turn. Metadata: harness, exit_code.
     """
-    ERROR_REASON_HARNESS_FAILED: _ErrorReason.ValueType  # 30
+    ERROR_REASON_HARNESS_FAILED: _ErrorReason.ValueType  # 31
     """INTERNAL, in turns. The harness reported a failure that has no reason of
     its own, or broke its protocol. Metadata: harness.
     """
-    ERROR_REASON_MODEL_RATE_LIMITED: _ErrorReason.ValueType  # 31
+    ERROR_REASON_MODEL_RATE_LIMITED: _ErrorReason.ValueType  # 32
     """RESOURCE_EXHAUSTED, in turns. The model's provider refused for its rate
     limit, after the harness's own retries.
     """
-    ERROR_REASON_MODEL_UNAVAILABLE: _ErrorReason.ValueType  # 32
+    ERROR_REASON_MODEL_UNAVAILABLE: _ErrorReason.ValueType  # 33
     """UNAVAILABLE, in turns. The model's provider failed or could not be
     reached, after the harness's own retries.
     """
-    ERROR_REASON_MODEL_AUTHENTICATION_FAILED: _ErrorReason.ValueType  # 33
+    ERROR_REASON_MODEL_AUTHENTICATION_FAILED: _ErrorReason.ValueType  # 34
     """UNAUTHENTICATED, in turns. The model's provider refused the key or login."""
-    ERROR_REASON_PROMPT_TOO_LONG: _ErrorReason.ValueType  # 34
+    ERROR_REASON_PROMPT_TOO_LONG: _ErrorReason.ValueType  # 35
     """INVALID_ARGUMENT, in turns. The conversation is longer than the model
     takes.
     """
-    ERROR_REASON_SERVER_KILLED: _ErrorReason.ValueType  # 35
+    ERROR_REASON_SERVER_KILLED: _ErrorReason.ValueType  # 36
     """UNAVAILABLE, in turns. The server was killed while the turn ran; what the
     log has is what happened, and a tool call without a result has an unknown
     outcome.
     """
-    ERROR_REASON_CONFIG_INVALID: _ErrorReason.ValueType  # 36
+    ERROR_REASON_CONFIG_INVALID: _ErrorReason.ValueType  # 37
     """INVALID_ARGUMENT, at start. karta.jsonc, the environment or a flag is
     wrong. Metadata: file, line, column, or setting.
     """
-    ERROR_REASON_STATE_DIRECTORY_IN_USE: _ErrorReason.ValueType  # 37
+    ERROR_REASON_STATE_DIRECTORY_IN_USE: _ErrorReason.ValueType  # 38
     """FAILED_PRECONDITION, at start. Another server has the state directory.
     Metadata: state_directory, pid.
     """
-    ERROR_REASON_SCHEMA_TOO_NEW: _ErrorReason.ValueType  # 38
+    ERROR_REASON_SCHEMA_TOO_NEW: _ErrorReason.ValueType  # 39
     """FAILED_PRECONDITION, at start. The database was written by a newer
     version. Metadata: found, known.
     """
-    ERROR_REASON_ADDRESS_REFUSED: _ErrorReason.ValueType  # 39
+    ERROR_REASON_ADDRESS_REFUSED: _ErrorReason.ValueType  # 40
     """FAILED_PRECONDITION, at start. The address is neither loopback nor a Unix
     socket, and there is no authentication yet. Metadata: address.
     """
@@ -243,8 +248,8 @@ ERROR_REASON_SESSION_ARCHIVED: ErrorReason.ValueType  # 16
 session_id.
 """
 ERROR_REASON_INPUT_ALREADY_RESOLVED: ErrorReason.ValueType  # 17
-"""FAILED_PRECONDITION. The input request was answered otherwise, expired, or
-was cancelled. Metadata: input_request_id, state, responder.
+"""FAILED_PRECONDITION. The input request was answered otherwise, or given
+up because its turn ended. Metadata: input_request_id, state, responder.
 """
 ERROR_REASON_HARNESS_NOT_INSTALLED: ErrorReason.ValueType  # 18
 """FAILED_PRECONDITION. The harness that this needs is not installed; the
@@ -254,80 +259,85 @@ ERROR_REASON_PARTICIPANT_IS_OBSERVER: ErrorReason.ValueType  # 19
 """PERMISSION_DENIED. An observer reads and does not write. Metadata:
 participant_id.
 """
-ERROR_REASON_QUEUE_FULL: ErrorReason.ValueType  # 20
+ERROR_REASON_PARTICIPANT_IS_NOT_OWNER: ErrorReason.ValueType  # 20
+"""PERMISSION_DENIED. Only an owner manages participants. Metadata:
+participant_id (the actor).
+"""
+ERROR_REASON_QUEUE_FULL: ErrorReason.ValueType  # 21
 """RESOURCE_EXHAUSTED. The session's queue of turns is full. Metadata: limit."""
-ERROR_REASON_LIMIT_REACHED: ErrorReason.ValueType  # 21
+ERROR_REASON_LIMIT_REACHED: ErrorReason.ValueType  # 22
 """RESOURCE_EXHAUSTED. A limit of the server is reached; try again later.
 Metadata: resource, limit.
 """
-ERROR_REASON_SEQUENCE_OUT_OF_RANGE: ErrorReason.ValueType  # 22
+ERROR_REASON_SEQUENCE_OUT_OF_RANGE: ErrorReason.ValueType  # 23
 """OUT_OF_RANGE. after_sequence is beyond the end of the log: the cursor
 belongs to another log. Metadata: after_sequence, latest_sequence.
 """
-ERROR_REASON_UNSUPPORTED: ErrorReason.ValueType  # 23
-"""UNIMPLEMENTED. The harness of the session cannot do this. Metadata:
-harness, capability.
+ERROR_REASON_EVENTS_TRIMMED: ErrorReason.ValueType  # 24
+"""OUT_OF_RANGE. after_sequence is before what is kept of the log. Metadata:
+after_sequence, oldest_sequence (begin with oldest_sequence - 1, or 0 for
+all that is kept).
 """
-ERROR_REASON_SERVER_STOPPING: ErrorReason.ValueType  # 24
+ERROR_REASON_SERVER_STOPPING: ErrorReason.ValueType  # 25
 """UNAVAILABLE. The server is stopping and takes no new work; repeat the call
 against the next instance.
 """
-ERROR_REASON_STORE_UNAVAILABLE: ErrorReason.ValueType  # 25
+ERROR_REASON_STORE_UNAVAILABLE: ErrorReason.ValueType  # 26
 """UNAVAILABLE. The store did not answer; nothing was changed, or the same
 request_id will tell what was.
 """
-ERROR_REASON_WAIT_TIMEOUT: ErrorReason.ValueType  # 26
+ERROR_REASON_WAIT_TIMEOUT: ErrorReason.ValueType  # 27
 """DEADLINE_EXCEEDED. The call waited as long as it may; what it waited for
 goes on.
 """
-ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 27
+ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 28
 """INTERNAL. A defect of the server; its log has more under the same
 request. Metadata: request (the id in the log).
 """
-ERROR_REASON_HARNESS_START_FAILED: ErrorReason.ValueType  # 28
+ERROR_REASON_HARNESS_START_FAILED: ErrorReason.ValueType  # 29
 """FAILED_PRECONDITION, in turns. The harness did not start in time, or
 refused to start. Metadata: harness.
 """
-ERROR_REASON_HARNESS_CRASHED: ErrorReason.ValueType  # 29
+ERROR_REASON_HARNESS_CRASHED: ErrorReason.ValueType  # 30
 """UNAVAILABLE, in turns. The harness process ended in the middle of the
 turn. Metadata: harness, exit_code.
 """
-ERROR_REASON_HARNESS_FAILED: ErrorReason.ValueType  # 30
+ERROR_REASON_HARNESS_FAILED: ErrorReason.ValueType  # 31
 """INTERNAL, in turns. The harness reported a failure that has no reason of
 its own, or broke its protocol. Metadata: harness.
 """
-ERROR_REASON_MODEL_RATE_LIMITED: ErrorReason.ValueType  # 31
+ERROR_REASON_MODEL_RATE_LIMITED: ErrorReason.ValueType  # 32
 """RESOURCE_EXHAUSTED, in turns. The model's provider refused for its rate
 limit, after the harness's own retries.
 """
-ERROR_REASON_MODEL_UNAVAILABLE: ErrorReason.ValueType  # 32
+ERROR_REASON_MODEL_UNAVAILABLE: ErrorReason.ValueType  # 33
 """UNAVAILABLE, in turns. The model's provider failed or could not be
 reached, after the harness's own retries.
 """
-ERROR_REASON_MODEL_AUTHENTICATION_FAILED: ErrorReason.ValueType  # 33
+ERROR_REASON_MODEL_AUTHENTICATION_FAILED: ErrorReason.ValueType  # 34
 """UNAUTHENTICATED, in turns. The model's provider refused the key or login."""
-ERROR_REASON_PROMPT_TOO_LONG: ErrorReason.ValueType  # 34
+ERROR_REASON_PROMPT_TOO_LONG: ErrorReason.ValueType  # 35
 """INVALID_ARGUMENT, in turns. The conversation is longer than the model
 takes.
 """
-ERROR_REASON_SERVER_KILLED: ErrorReason.ValueType  # 35
+ERROR_REASON_SERVER_KILLED: ErrorReason.ValueType  # 36
 """UNAVAILABLE, in turns. The server was killed while the turn ran; what the
 log has is what happened, and a tool call without a result has an unknown
 outcome.
 """
-ERROR_REASON_CONFIG_INVALID: ErrorReason.ValueType  # 36
+ERROR_REASON_CONFIG_INVALID: ErrorReason.ValueType  # 37
 """INVALID_ARGUMENT, at start. karta.jsonc, the environment or a flag is
 wrong. Metadata: file, line, column, or setting.
 """
-ERROR_REASON_STATE_DIRECTORY_IN_USE: ErrorReason.ValueType  # 37
+ERROR_REASON_STATE_DIRECTORY_IN_USE: ErrorReason.ValueType  # 38
 """FAILED_PRECONDITION, at start. Another server has the state directory.
 Metadata: state_directory, pid.
 """
-ERROR_REASON_SCHEMA_TOO_NEW: ErrorReason.ValueType  # 38
+ERROR_REASON_SCHEMA_TOO_NEW: ErrorReason.ValueType  # 39
 """FAILED_PRECONDITION, at start. The database was written by a newer
 version. Metadata: found, known.
 """
-ERROR_REASON_ADDRESS_REFUSED: ErrorReason.ValueType  # 39
+ERROR_REASON_ADDRESS_REFUSED: ErrorReason.ValueType  # 40
 """FAILED_PRECONDITION, at start. The address is neither loopback nor a Unix
 socket, and there is no authentication yet. Metadata: address.
 """

@@ -62,9 +62,7 @@ Global___Harness: _TypeAlias = Harness  # noqa: Y015
 
 @_typing.final
 class HarnessCapabilities(_message.Message):
-    """What a harness can do beyond running a turn. What it cannot is refused with
-    UNSUPPORTED.
-    """
+    """What a harness can do beyond running a turn."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

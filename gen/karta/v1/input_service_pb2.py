@@ -26,7 +26,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from karta.v1 import input_pb2 as karta_dot_v1_dot_input__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ckarta/v1/input_service.proto\x12\x08karta.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x14karta/v1/input.proto\"E\n\x16GetInputRequestRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x18\n\x10input_request_id\x18\x02 \x01(\t\"H\n\x17GetInputRequestResponse\x12-\n\rinput_request\x18\x01 \x01(\x0b\x32\x16.karta.v1.InputRequest\"\x9f\x01\n\x18ListInputRequestsRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12\x0f\n\x07turn_id\x18\x03 \x01(\t\x12$\n\x06states\x18\x04 \x03(\x0e\x32\x14.karta.v1.InputState\x12\x11\n\tpage_size\x18\x05 \x01(\r\x12\x12\n\npage_token\x18\x06 \x01(\t\"d\n\x19ListInputRequestsResponse\x12.\n\x0einput_requests\x18\x01 \x03(\x0b\x32\x16.karta.v1.InputRequest\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x9b\x01\n\x15RespondToInputRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x18\n\x10input_request_id\x18\x03 \x01(\t\x12)\n\x08response\x18\x04 \x01(\x0b\x32\x17.karta.v1.InputResponse\x12\x16\n\x0eparticipant_id\x18\x05 \x01(\t\"G\n\x16RespondToInputResponse\x12-\n\rinput_request\x18\x01 \x01(\x0b\x32\x16.karta.v1.InputRequest\"y\n\x19WatchInputRequestsRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12\x35\n\x12heartbeat_interval\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"L\n\x1aWatchInputRequestsResponse\x12.\n\x0einput_requests\x18\x01 \x03(\x0b\x32\x16.karta.v1.InputRequest2\xfc\x02\n\x0cInputService\x12V\n\x0fGetInputRequest\x12 .karta.v1.GetInputRequestRequest\x1a!.karta.v1.GetInputRequestResponse\x12\\\n\x11ListInputRequests\x12\".karta.v1.ListInputRequestsRequest\x1a#.karta.v1.ListInputRequestsResponse\x12S\n\x0eRespondToInput\x12\x1f.karta.v1.RespondToInputRequest\x1a .karta.v1.RespondToInputResponse\x12\x61\n\x12WatchInputRequests\x12#.karta.v1.WatchInputRequestsRequest\x1a$.karta.v1.WatchInputRequestsResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ckarta/v1/input_service.proto\x12\x08karta.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x14karta/v1/input.proto\"E\n\x16GetInputRequestRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x18\n\x10input_request_id\x18\x02 \x01(\t\"H\n\x17GetInputRequestResponse\x12-\n\rinput_request\x18\x01 \x01(\x0b\x32\x16.karta.v1.InputRequest\"\x9f\x01\n\x18ListInputRequestsRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12\x0f\n\x07turn_id\x18\x03 \x01(\t\x12$\n\x06states\x18\x04 \x03(\x0e\x32\x14.karta.v1.InputState\x12\x11\n\tpage_size\x18\x05 \x01(\r\x12\x12\n\npage_token\x18\x06 \x01(\t\"d\n\x19ListInputRequestsResponse\x12.\n\x0einput_requests\x18\x01 \x03(\x0b\x32\x16.karta.v1.InputRequest\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x92\x01\n\x15RespondToInputRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x18\n\x10input_request_id\x18\x03 \x01(\t\x12)\n\x08response\x18\x04 \x01(\x0b\x32\x17.karta.v1.InputResponse\x12\r\n\x05\x61\x63tor\x18\x05 \x01(\t\"G\n\x16RespondToInputResponse\x12-\n\rinput_request\x18\x01 \x01(\x0b\x32\x16.karta.v1.InputRequest\"y\n\x19WatchInputRequestsRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12\x35\n\x12heartbeat_interval\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"L\n\x1aWatchInputRequestsResponse\x12.\n\x0einput_requests\x18\x01 \x03(\x0b\x32\x16.karta.v1.InputRequest2\xfc\x02\n\x0cInputService\x12V\n\x0fGetInputRequest\x12 .karta.v1.GetInputRequestRequest\x1a!.karta.v1.GetInputRequestResponse\x12\\\n\x11ListInputRequests\x12\".karta.v1.ListInputRequestsRequest\x1a#.karta.v1.ListInputRequestsResponse\x12S\n\x0eRespondToInput\x12\x1f.karta.v1.RespondToInputRequest\x1a .karta.v1.RespondToInputResponse\x12\x61\n\x12WatchInputRequests\x12#.karta.v1.WatchInputRequestsRequest\x1a$.karta.v1.WatchInputRequestsResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -42,13 +42,13 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTINPUTREQUESTSRESPONSE']._serialized_start=403
   _globals['_LISTINPUTREQUESTSRESPONSE']._serialized_end=503
   _globals['_RESPONDTOINPUTREQUEST']._serialized_start=506
-  _globals['_RESPONDTOINPUTREQUEST']._serialized_end=661
-  _globals['_RESPONDTOINPUTRESPONSE']._serialized_start=663
-  _globals['_RESPONDTOINPUTRESPONSE']._serialized_end=734
-  _globals['_WATCHINPUTREQUESTSREQUEST']._serialized_start=736
-  _globals['_WATCHINPUTREQUESTSREQUEST']._serialized_end=857
-  _globals['_WATCHINPUTREQUESTSRESPONSE']._serialized_start=859
-  _globals['_WATCHINPUTREQUESTSRESPONSE']._serialized_end=935
-  _globals['_INPUTSERVICE']._serialized_start=938
-  _globals['_INPUTSERVICE']._serialized_end=1318
+  _globals['_RESPONDTOINPUTREQUEST']._serialized_end=652
+  _globals['_RESPONDTOINPUTRESPONSE']._serialized_start=654
+  _globals['_RESPONDTOINPUTRESPONSE']._serialized_end=725
+  _globals['_WATCHINPUTREQUESTSREQUEST']._serialized_start=727
+  _globals['_WATCHINPUTREQUESTSREQUEST']._serialized_end=848
+  _globals['_WATCHINPUTREQUESTSRESPONSE']._serialized_start=850
+  _globals['_WATCHINPUTREQUESTSRESPONSE']._serialized_end=926
+  _globals['_INPUTSERVICE']._serialized_start=929
+  _globals['_INPUTSERVICE']._serialized_end=1309
 # @@protoc_insertion_point(module_scope)

@@ -89,7 +89,9 @@ class ListInputRequestsRequest(_message.Message):
     turn_id: _builtins.str
     """Only those of this turn, unless empty."""
     page_size: _builtins.int
-    """How many at the most; 0 means 50. Bound: Limits.max_page_size."""
+    """How many at the most; 0 means 50. Bound: Limits.max_page_size. A page may
+    be shorter, so that it stays below 1 MiB.
+    """
     page_token: _builtins.str
     """next_page_token of the page before; empty for the first."""
     @_builtins.property
@@ -152,15 +154,15 @@ class RespondToInputRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     INPUT_REQUEST_ID_FIELD_NUMBER: _builtins.int
     RESPONSE_FIELD_NUMBER: _builtins.int
-    PARTICIPANT_ID_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
     tenant_id: _builtins.str
     """Empty means the caller's own."""
     request_id: _builtins.str
     """Makes the call safe to repeat for 24 hours. Optional."""
     input_request_id: _builtins.str
     """Which input request."""
-    participant_id: _builtins.str
-    """Who answers; empty means the caller."""
+    actor: _builtins.str
+    """The participant who answers; empty means the caller."""
     @_builtins.property
     def response(self) -> _input_pb2.InputResponse:
         """The answer; one that the request's options contain."""
@@ -172,11 +174,11 @@ class RespondToInputRequest(_message.Message):
         request_id: _builtins.str = ...,
         input_request_id: _builtins.str = ...,
         response: _input_pb2.InputResponse | None = ...,
-        participant_id: _builtins.str = ...,
+        actor: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["response", b"response"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["input_request_id", b"input_request_id", "participant_id", b"participant_id", "request_id", b"request_id", "response", b"response", "tenant_id", b"tenant_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "input_request_id", b"input_request_id", "request_id", b"request_id", "response", b"response", "tenant_id", b"tenant_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

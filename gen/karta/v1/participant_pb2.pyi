@@ -51,7 +51,9 @@ class _ParticipantRoleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Parti
     PARTICIPANT_ROLE_UNSPECIFIED: _ParticipantRole.ValueType  # 0
     """Taken as member."""
     PARTICIPANT_ROLE_OWNER: _ParticipantRole.ValueType  # 1
-    """Reads, sends, answers, and manages participants."""
+    """Reads, sends, answers, and manages participants: those calls refuse any
+    other participant that is named as their actor.
+    """
     PARTICIPANT_ROLE_MEMBER: _ParticipantRole.ValueType  # 2
     """Reads, sends and answers."""
     PARTICIPANT_ROLE_OBSERVER: _ParticipantRole.ValueType  # 3
@@ -63,7 +65,9 @@ class ParticipantRole(_ParticipantRole, metaclass=_ParticipantRoleEnumTypeWrappe
 PARTICIPANT_ROLE_UNSPECIFIED: ParticipantRole.ValueType  # 0
 """Taken as member."""
 PARTICIPANT_ROLE_OWNER: ParticipantRole.ValueType  # 1
-"""Reads, sends, answers, and manages participants."""
+"""Reads, sends, answers, and manages participants: those calls refuse any
+other participant that is named as their actor.
+"""
 PARTICIPANT_ROLE_MEMBER: ParticipantRole.ValueType  # 2
 """Reads, sends and answers."""
 PARTICIPANT_ROLE_OBSERVER: ParticipantRole.ValueType  # 3

@@ -27,7 +27,7 @@ from karta.v1 import participant_pb2 as karta_dot_v1_dot_participant__pb2
 from karta.v1 import usage_pb2 as karta_dot_v1_dot_usage__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16karta/v1/session.proto\x12\x08karta.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1akarta/v1/participant.proto\x1a\x14karta/v1/usage.proto\"\xa1\x04\n\x07Session\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12\x0f\n\x07user_id\x18\x03 \x01(\t\x12\r\n\x05title\x18\x04 \x01(\t\x12\x31\n\x08metadata\x18\x05 \x03(\x0b\x32\x1f.karta.v1.Session.MetadataEntry\x12%\n\x05state\x18\x06 \x01(\x0e\x32\x16.karta.v1.SessionState\x12\r\n\x05\x61gent\x18\x07 \x01(\t\x12\x0f\n\x07harness\x18\x08 \x01(\t\x12+\n\x0cparticipants\x18\t \x03(\x0b\x32\x15.karta.v1.Participant\x12\x16\n\x0e\x61\x63tive_turn_id\x18\n \x01(\t\x12\x19\n\x11queued_turn_count\x18\x0b \x01(\r\x12\x17\n\x0flatest_sequence\x18\x0c \x01(\x04\x12\x1b\n\x13pending_input_count\x18\r \x01(\r\x12\x1e\n\x05usage\x18\x0e \x01(\x0b\x32\x0f.karta.v1.Usage\x12/\n\x0b\x63reate_time\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04\x65tag\x18\x11 \x01(\t\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01*c\n\x0cSessionState\x12\x1d\n\x19SESSION_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14SESSION_STATE_ACTIVE\x10\x01\x12\x1a\n\x16SESSION_STATE_ARCHIVED\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16karta/v1/session.proto\x12\x08karta.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1akarta/v1/participant.proto\x1a\x14karta/v1/usage.proto\"\xba\x04\n\x07Session\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12\x0f\n\x07user_id\x18\x03 \x01(\t\x12\r\n\x05title\x18\x04 \x01(\t\x12\x31\n\x08metadata\x18\x05 \x03(\x0b\x32\x1f.karta.v1.Session.MetadataEntry\x12%\n\x05state\x18\x06 \x01(\x0e\x32\x16.karta.v1.SessionState\x12\r\n\x05\x61gent\x18\x07 \x01(\t\x12\x0f\n\x07harness\x18\x08 \x01(\t\x12+\n\x0cparticipants\x18\t \x03(\x0b\x32\x15.karta.v1.Participant\x12\x16\n\x0e\x61\x63tive_turn_id\x18\n \x01(\t\x12\x19\n\x11queued_turn_count\x18\x0b \x01(\r\x12\x17\n\x0flatest_sequence\x18\x0c \x01(\x04\x12\x17\n\x0foldest_sequence\x18\x12 \x01(\x04\x12\x1b\n\x13pending_input_count\x18\r \x01(\r\x12\x1e\n\x05usage\x18\x0e \x01(\x0b\x32\x0f.karta.v1.Usage\x12/\n\x0b\x63reate_time\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04\x65tag\x18\x11 \x01(\t\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01*c\n\x0cSessionState\x12\x1d\n\x19SESSION_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14SESSION_STATE_ACTIVE\x10\x01\x12\x1a\n\x16SESSION_STATE_ARCHIVED\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,10 +36,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SESSION_METADATAENTRY']._loaded_options = None
   _globals['_SESSION_METADATAENTRY']._serialized_options = b'8\001'
-  _globals['_SESSIONSTATE']._serialized_start=667
-  _globals['_SESSIONSTATE']._serialized_end=766
+  _globals['_SESSIONSTATE']._serialized_start=692
+  _globals['_SESSIONSTATE']._serialized_end=791
   _globals['_SESSION']._serialized_start=120
-  _globals['_SESSION']._serialized_end=665
-  _globals['_SESSION_METADATAENTRY']._serialized_start=618
-  _globals['_SESSION_METADATAENTRY']._serialized_end=665
+  _globals['_SESSION']._serialized_end=690
+  _globals['_SESSION_METADATAENTRY']._serialized_start=643
+  _globals['_SESSION_METADATAENTRY']._serialized_end=690
 # @@protoc_insertion_point(module_scope)

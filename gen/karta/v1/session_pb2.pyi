@@ -33,8 +33,8 @@ class _SessionStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SessionS
     SESSION_STATE_ACTIVE: _SessionState.ValueType  # 1
     """It does."""
     SESSION_STATE_ARCHIVED: _SessionState.ValueType  # 2
-    """It does not, and CreateSession does not reuse it. It can be made active
-    again.
+    """It does not, turns that waited were cancelled, and CreateSession does not
+    reuse it. It can be made active again.
     """
 
 class SessionState(_SessionState, metaclass=_SessionStateEnumTypeWrapper):
@@ -45,8 +45,8 @@ SESSION_STATE_UNSPECIFIED: SessionState.ValueType  # 0
 SESSION_STATE_ACTIVE: SessionState.ValueType  # 1
 """It does."""
 SESSION_STATE_ARCHIVED: SessionState.ValueType  # 2
-"""It does not, and CreateSession does not reuse it. It can be made active
-again.
+"""It does not, turns that waited were cancelled, and CreateSession does not
+reuse it. It can be made active again.
 """
 Global___SessionState: _TypeAlias = SessionState  # noqa: Y015
 
@@ -88,6 +88,7 @@ class Session(_message.Message):
     ACTIVE_TURN_ID_FIELD_NUMBER: _builtins.int
     QUEUED_TURN_COUNT_FIELD_NUMBER: _builtins.int
     LATEST_SEQUENCE_FIELD_NUMBER: _builtins.int
+    OLDEST_SEQUENCE_FIELD_NUMBER: _builtins.int
     PENDING_INPUT_COUNT_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
@@ -104,8 +105,8 @@ class Session(_message.Message):
     state: Global___SessionState.ValueType
     """Whether the session takes turns."""
     agent: _builtins.str
-    """The agent that answers turns which name none. Empty means the harness's
-    default. A change is a handoff.
+    """The agent that answers turns which name none. Empty means the server's
+    default agent, or else the harness's own. A change is a handoff.
     """
     harness: _builtins.str
     """The harness that runs the session's turns. Set at creation."""
@@ -115,6 +116,8 @@ class Session(_message.Message):
     """Turns accepted and not started."""
     latest_sequence: _builtins.int
     """Sequence of the newest event; 0 while there is none."""
+    oldest_sequence: _builtins.int
+    """Sequence of the oldest event that is kept; 1 unless the log was trimmed."""
     pending_input_count: _builtins.int
     """Input requests that wait for an answer."""
     etag: _builtins.str
@@ -156,6 +159,7 @@ class Session(_message.Message):
         active_turn_id: _builtins.str = ...,
         queued_turn_count: _builtins.int = ...,
         latest_sequence: _builtins.int = ...,
+        oldest_sequence: _builtins.int = ...,
         pending_input_count: _builtins.int = ...,
         usage: _usage_pb2.Usage | None = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
@@ -164,7 +168,7 @@ class Session(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "update_time", b"update_time", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_turn_id", b"active_turn_id", "agent", b"agent", "create_time", b"create_time", "etag", b"etag", "harness", b"harness", "latest_sequence", b"latest_sequence", "metadata", b"metadata", "participants", b"participants", "pending_input_count", b"pending_input_count", "queued_turn_count", b"queued_turn_count", "session_id", b"session_id", "state", b"state", "tenant_id", b"tenant_id", "title", b"title", "update_time", b"update_time", "usage", b"usage", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_turn_id", b"active_turn_id", "agent", b"agent", "create_time", b"create_time", "etag", b"etag", "harness", b"harness", "latest_sequence", b"latest_sequence", "metadata", b"metadata", "oldest_sequence", b"oldest_sequence", "participants", b"participants", "pending_input_count", b"pending_input_count", "queued_turn_count", b"queued_turn_count", "session_id", b"session_id", "state", b"state", "tenant_id", b"tenant_id", "title", b"title", "update_time", b"update_time", "usage", b"usage", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

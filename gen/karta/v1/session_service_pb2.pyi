@@ -257,7 +257,9 @@ class ListSessionsRequest(_message.Message):
     ignored, unless empty. At most 256 bytes.
     """
     page_size: _builtins.int
-    """How many at the most; 0 means 50. Bound: Limits.max_page_size."""
+    """How many at the most; 0 means 50. Bound: Limits.max_page_size. A page may
+    be shorter, so that it stays below 1 MiB.
+    """
     page_token: _builtins.str
     """next_page_token of the page before; empty for the first."""
     @_builtins.property
@@ -322,13 +324,13 @@ class UpdateSessionRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     SESSION_FIELD_NUMBER: _builtins.int
     UPDATE_MASK_FIELD_NUMBER: _builtins.int
-    PARTICIPANT_ID_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
     tenant_id: _builtins.str
     """Empty means the caller's own."""
     request_id: _builtins.str
     """Makes the call safe to repeat for 24 hours. Optional."""
-    participant_id: _builtins.str
-    """Who does it; empty means the caller. Shown on the events."""
+    actor: _builtins.str
+    """The participant who does it, shown on the events; empty means the caller."""
     @_builtins.property
     def session(self) -> _session_pb2.Session:
         """The session_id, the new values, and optionally the etag that was read."""
@@ -344,11 +346,11 @@ class UpdateSessionRequest(_message.Message):
         request_id: _builtins.str = ...,
         session: _session_pb2.Session | None = ...,
         update_mask: _field_mask_pb2.FieldMask | None = ...,
-        participant_id: _builtins.str = ...,
+        actor: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["session", b"session", "update_mask", b"update_mask"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["participant_id", b"participant_id", "request_id", b"request_id", "session", b"session", "tenant_id", b"tenant_id", "update_mask", b"update_mask"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "request_id", b"request_id", "session", b"session", "tenant_id", b"tenant_id", "update_mask", b"update_mask"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -435,12 +437,15 @@ class AddParticipantRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     SESSION_ID_FIELD_NUMBER: _builtins.int
     PARTICIPANT_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
     tenant_id: _builtins.str
     """Empty means the caller's own."""
     request_id: _builtins.str
     """Makes the call safe to repeat for 24 hours. Optional."""
     session_id: _builtins.str
     """Which session."""
+    actor: _builtins.str
+    """The participant who does it, an owner; empty means the caller."""
     @_builtins.property
     def participant(self) -> _participant_pb2.Participant:
         """Who joins."""
@@ -452,10 +457,11 @@ class AddParticipantRequest(_message.Message):
         request_id: _builtins.str = ...,
         session_id: _builtins.str = ...,
         participant: _participant_pb2.Participant | None = ...,
+        actor: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["participant", b"participant"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["participant", b"participant", "request_id", b"request_id", "session_id", b"session_id", "tenant_id", b"tenant_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "participant", b"participant", "request_id", b"request_id", "session_id", b"session_id", "tenant_id", b"tenant_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -497,6 +503,7 @@ class UpdateParticipantRequest(_message.Message):
     PARTICIPANT_FIELD_NUMBER: _builtins.int
     UPDATE_MASK_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
     tenant_id: _builtins.str
     """Empty means the caller's own."""
     request_id: _builtins.str
@@ -505,6 +512,8 @@ class UpdateParticipantRequest(_message.Message):
     """Which session."""
     etag: _builtins.str
     """The session's etag that was read; empty to set in any case."""
+    actor: _builtins.str
+    """The participant who does it, an owner; empty means the caller."""
     @_builtins.property
     def participant(self) -> _participant_pb2.Participant:
         """The participant_id and the new values."""
@@ -522,10 +531,11 @@ class UpdateParticipantRequest(_message.Message):
         participant: _participant_pb2.Participant | None = ...,
         update_mask: _field_mask_pb2.FieldMask | None = ...,
         etag: _builtins.str = ...,
+        actor: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["participant", b"participant", "update_mask", b"update_mask"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "participant", b"participant", "request_id", b"request_id", "session_id", b"session_id", "tenant_id", b"tenant_id", "update_mask", b"update_mask"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "etag", b"etag", "participant", b"participant", "request_id", b"request_id", "session_id", b"session_id", "tenant_id", b"tenant_id", "update_mask", b"update_mask"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -565,6 +575,7 @@ class RemoveParticipantRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     SESSION_ID_FIELD_NUMBER: _builtins.int
     PARTICIPANT_ID_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
     tenant_id: _builtins.str
     """Empty means the caller's own."""
     request_id: _builtins.str
@@ -573,6 +584,10 @@ class RemoveParticipantRequest(_message.Message):
     """Which session."""
     participant_id: _builtins.str
     """Who leaves."""
+    actor: _builtins.str
+    """The participant who does it: an owner, or the one who leaves; empty means
+    the caller.
+    """
     def __init__(
         self,
         *,
@@ -580,10 +595,11 @@ class RemoveParticipantRequest(_message.Message):
         request_id: _builtins.str = ...,
         session_id: _builtins.str = ...,
         participant_id: _builtins.str = ...,
+        actor: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["participant_id", b"participant_id", "request_id", b"request_id", "session_id", b"session_id", "tenant_id", b"tenant_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "participant_id", b"participant_id", "request_id", b"request_id", "session_id", b"session_id", "tenant_id", b"tenant_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -630,7 +646,7 @@ class WatchSessionRequest(_message.Message):
     session_id: _builtins.str
     """Which session."""
     after_sequence: _builtins.int
-    """Begin behind this event; 0 means from the beginning."""
+    """Begin behind this event; 0 means with the oldest that is kept."""
     follow: _builtins.bool
     """Whether to wait for what is to come. Otherwise the stream ends with the
     newest event.

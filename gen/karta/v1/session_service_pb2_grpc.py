@@ -131,7 +131,7 @@ class SessionServiceServicer(object):
 
     def AddParticipant(self, request, context):
         """Adds a participant. The same participant again is no change. Errors:
-        SESSION_NOT_FOUND, PARTICIPANT_EXISTS, FIELD_*.
+        SESSION_NOT_FOUND, PARTICIPANT_EXISTS, PARTICIPANT_IS_NOT_OWNER, FIELD_*.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -139,7 +139,8 @@ class SessionServiceServicer(object):
 
     def UpdateParticipant(self, request, context):
         """Sets the display name or the role of a participant. Errors:
-        SESSION_NOT_FOUND, PARTICIPANT_NOT_FOUND, ETAG_MISMATCH, FIELD_*.
+        SESSION_NOT_FOUND, PARTICIPANT_NOT_FOUND, PARTICIPANT_IS_NOT_OWNER,
+        ETAG_MISMATCH, FIELD_*.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -147,7 +148,7 @@ class SessionServiceServicer(object):
 
     def RemoveParticipant(self, request, context):
         """Removes a participant. Its past events stay. Errors: SESSION_NOT_FOUND,
-        PARTICIPANT_NOT_FOUND.
+        PARTICIPANT_NOT_FOUND, PARTICIPANT_IS_NOT_OWNER.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -155,7 +156,7 @@ class SessionServiceServicer(object):
 
     def WatchSession(self, request, context):
         """Streams the session's log from any point of it. Errors: SESSION_NOT_FOUND,
-        SEQUENCE_OUT_OF_RANGE, FIELD_INVALID, LIMIT_REACHED.
+        SEQUENCE_OUT_OF_RANGE, EVENTS_TRIMMED, FIELD_INVALID, LIMIT_REACHED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -56,19 +56,20 @@ class SessionServiceStub:
     """
     AddParticipant: _grpc.UnaryUnaryMultiCallable[_session_service_pb2.AddParticipantRequest, _session_service_pb2.AddParticipantResponse]
     """Adds a participant. The same participant again is no change. Errors:
-    SESSION_NOT_FOUND, PARTICIPANT_EXISTS, FIELD_*.
+    SESSION_NOT_FOUND, PARTICIPANT_EXISTS, PARTICIPANT_IS_NOT_OWNER, FIELD_*.
     """
     UpdateParticipant: _grpc.UnaryUnaryMultiCallable[_session_service_pb2.UpdateParticipantRequest, _session_service_pb2.UpdateParticipantResponse]
     """Sets the display name or the role of a participant. Errors:
-    SESSION_NOT_FOUND, PARTICIPANT_NOT_FOUND, ETAG_MISMATCH, FIELD_*.
+    SESSION_NOT_FOUND, PARTICIPANT_NOT_FOUND, PARTICIPANT_IS_NOT_OWNER,
+    ETAG_MISMATCH, FIELD_*.
     """
     RemoveParticipant: _grpc.UnaryUnaryMultiCallable[_session_service_pb2.RemoveParticipantRequest, _session_service_pb2.RemoveParticipantResponse]
     """Removes a participant. Its past events stay. Errors: SESSION_NOT_FOUND,
-    PARTICIPANT_NOT_FOUND.
+    PARTICIPANT_NOT_FOUND, PARTICIPANT_IS_NOT_OWNER.
     """
     WatchSession: _grpc.UnaryStreamMultiCallable[_session_service_pb2.WatchSessionRequest, _session_service_pb2.WatchSessionResponse]
     """Streams the session's log from any point of it. Errors: SESSION_NOT_FOUND,
-    SEQUENCE_OUT_OF_RANGE, FIELD_INVALID, LIMIT_REACHED.
+    SEQUENCE_OUT_OF_RANGE, EVENTS_TRIMMED, FIELD_INVALID, LIMIT_REACHED.
     """
 
 @_typing.type_check_only
@@ -99,19 +100,20 @@ class SessionServiceAsyncStub(SessionServiceStub):
     """
     AddParticipant: _aio.UnaryUnaryMultiCallable[_session_service_pb2.AddParticipantRequest, _session_service_pb2.AddParticipantResponse]  # type: ignore[assignment]
     """Adds a participant. The same participant again is no change. Errors:
-    SESSION_NOT_FOUND, PARTICIPANT_EXISTS, FIELD_*.
+    SESSION_NOT_FOUND, PARTICIPANT_EXISTS, PARTICIPANT_IS_NOT_OWNER, FIELD_*.
     """
     UpdateParticipant: _aio.UnaryUnaryMultiCallable[_session_service_pb2.UpdateParticipantRequest, _session_service_pb2.UpdateParticipantResponse]  # type: ignore[assignment]
     """Sets the display name or the role of a participant. Errors:
-    SESSION_NOT_FOUND, PARTICIPANT_NOT_FOUND, ETAG_MISMATCH, FIELD_*.
+    SESSION_NOT_FOUND, PARTICIPANT_NOT_FOUND, PARTICIPANT_IS_NOT_OWNER,
+    ETAG_MISMATCH, FIELD_*.
     """
     RemoveParticipant: _aio.UnaryUnaryMultiCallable[_session_service_pb2.RemoveParticipantRequest, _session_service_pb2.RemoveParticipantResponse]  # type: ignore[assignment]
     """Removes a participant. Its past events stay. Errors: SESSION_NOT_FOUND,
-    PARTICIPANT_NOT_FOUND.
+    PARTICIPANT_NOT_FOUND, PARTICIPANT_IS_NOT_OWNER.
     """
     WatchSession: _aio.UnaryStreamMultiCallable[_session_service_pb2.WatchSessionRequest, _session_service_pb2.WatchSessionResponse]  # type: ignore[assignment]
     """Streams the session's log from any point of it. Errors: SESSION_NOT_FOUND,
-    SEQUENCE_OUT_OF_RANGE, FIELD_INVALID, LIMIT_REACHED.
+    SEQUENCE_OUT_OF_RANGE, EVENTS_TRIMMED, FIELD_INVALID, LIMIT_REACHED.
     """
 
 class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -175,7 +177,7 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_session_service_pb2.AddParticipantResponse, _abc.Awaitable[_session_service_pb2.AddParticipantResponse]]:
         """Adds a participant. The same participant again is no change. Errors:
-        SESSION_NOT_FOUND, PARTICIPANT_EXISTS, FIELD_*.
+        SESSION_NOT_FOUND, PARTICIPANT_EXISTS, PARTICIPANT_IS_NOT_OWNER, FIELD_*.
         """
 
     @_abc_1.abstractmethod
@@ -185,7 +187,8 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_session_service_pb2.UpdateParticipantResponse, _abc.Awaitable[_session_service_pb2.UpdateParticipantResponse]]:
         """Sets the display name or the role of a participant. Errors:
-        SESSION_NOT_FOUND, PARTICIPANT_NOT_FOUND, ETAG_MISMATCH, FIELD_*.
+        SESSION_NOT_FOUND, PARTICIPANT_NOT_FOUND, PARTICIPANT_IS_NOT_OWNER,
+        ETAG_MISMATCH, FIELD_*.
         """
 
     @_abc_1.abstractmethod
@@ -195,7 +198,7 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_session_service_pb2.RemoveParticipantResponse, _abc.Awaitable[_session_service_pb2.RemoveParticipantResponse]]:
         """Removes a participant. Its past events stay. Errors: SESSION_NOT_FOUND,
-        PARTICIPANT_NOT_FOUND.
+        PARTICIPANT_NOT_FOUND, PARTICIPANT_IS_NOT_OWNER.
         """
 
     @_abc_1.abstractmethod
@@ -205,7 +208,7 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_session_service_pb2.WatchSessionResponse], _abc.AsyncIterator[_session_service_pb2.WatchSessionResponse]]:
         """Streams the session's log from any point of it. Errors: SESSION_NOT_FOUND,
-        SEQUENCE_OUT_OF_RANGE, FIELD_INVALID, LIMIT_REACHED.
+        SEQUENCE_OUT_OF_RANGE, EVENTS_TRIMMED, FIELD_INVALID, LIMIT_REACHED.
         """
 
 def add_SessionServiceServicer_to_server(servicer: SessionServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -28,17 +28,17 @@ from karta.v1 import message_pb2 as karta_dot_v1_dot_message__pb2
 from karta.v1 import usage_pb2 as karta_dot_v1_dot_usage__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13karta/v1/turn.proto\x12\x08karta.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x14karta/v1/error.proto\x1a\x16karta/v1/message.proto\x1a\x14karta/v1/usage.proto\"\xb1\x04\n\x04Turn\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12\x0f\n\x07turn_id\x18\x03 \x01(\t\x12\"\n\x05state\x18\x04 \x01(\x0e\x32\x13.karta.v1.TurnState\x12\x14\n\x0cstate_reason\x18\x05 \x01(\t\x12\r\n\x05\x61gent\x18\x06 \x01(\t\x12\x0f\n\x07harness\x18\x07 \x01(\t\x12\x16\n\x0eparticipant_id\x18\x08 \x01(\t\x12\"\n\x07message\x18\t \x01(\x0b\x32\x11.karta.v1.Message\x12\x0c\n\x04text\x18\n \x01(\t\x12\x1e\n\x05usage\x18\x0b \x01(\x0b\x32\x0f.karta.v1.Usage\x12\x0f\n\x07\x61ttempt\x18\x0c \x01(\r\x12\x16\n\x0e\x66irst_sequence\x18\r \x01(\x04\x12\x15\n\rlast_sequence\x18\x0e \x01(\x04\x12)\n\x0b\x62usy_policy\x18\x0f \x01(\x0e\x32\x14.karta.v1.BusyPolicy\x12\x1e\n\x05\x65rror\x18\x10 \x01(\x0b\x32\x0f.karta.v1.Error\x12/\n\x0b\x63reate_time\x18\x11 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstart_time\x18\x12 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x13 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0btraceparent\x18\x14 \x01(\t*\xdc\x01\n\tTurnState\x12\x1a\n\x16TURN_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11TURN_STATE_QUEUED\x10\x01\x12\x16\n\x12TURN_STATE_RUNNING\x10\x02\x12\x1d\n\x19TURN_STATE_INPUT_REQUIRED\x10\x03\x12\x18\n\x14TURN_STATE_COMPLETED\x10\x04\x12\x15\n\x11TURN_STATE_FAILED\x10\x05\x12\x18\n\x14TURN_STATE_CANCELLED\x10\x06\x12\x1a\n\x16TURN_STATE_INTERRUPTED\x10\x07*X\n\nBusyPolicy\x12\x1b\n\x17\x42USY_POLICY_UNSPECIFIED\x10\x00\x12\x15\n\x11\x42USY_POLICY_QUEUE\x10\x01\x12\x16\n\x12\x42USY_POLICY_REJECT\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13karta/v1/turn.proto\x12\x08karta.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x14karta/v1/error.proto\x1a\x16karta/v1/message.proto\x1a\x14karta/v1/usage.proto\"\xc7\x04\n\x04Turn\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12\x0f\n\x07turn_id\x18\x03 \x01(\t\x12\"\n\x05state\x18\x04 \x01(\x0e\x32\x13.karta.v1.TurnState\x12\x14\n\x0cstate_reason\x18\x05 \x01(\t\x12\r\n\x05\x61gent\x18\x06 \x01(\t\x12\x0f\n\x07harness\x18\x07 \x01(\t\x12\x16\n\x0eparticipant_id\x18\x08 \x01(\t\x12\"\n\x07message\x18\t \x01(\x0b\x32\x11.karta.v1.Message\x12\x0c\n\x04text\x18\n \x01(\t\x12\x1e\n\x05usage\x18\x0b \x01(\x0b\x32\x0f.karta.v1.Usage\x12\x0f\n\x07\x61ttempt\x18\x0c \x01(\r\x12\x16\n\x0e\x66irst_sequence\x18\r \x01(\x04\x12\x15\n\rlast_sequence\x18\x0e \x01(\x04\x12)\n\x0b\x62usy_policy\x18\x0f \x01(\x0e\x32\x14.karta.v1.BusyPolicy\x12\x1e\n\x05\x65rror\x18\x10 \x01(\x0b\x32\x0f.karta.v1.Error\x12/\n\x0b\x63reate_time\x18\x11 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstart_time\x18\x12 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x13 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0btraceparent\x18\x14 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x15 \x01(\t*\xdc\x01\n\tTurnState\x12\x1a\n\x16TURN_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11TURN_STATE_QUEUED\x10\x01\x12\x16\n\x12TURN_STATE_RUNNING\x10\x02\x12\x1d\n\x19TURN_STATE_INPUT_REQUIRED\x10\x03\x12\x18\n\x14TURN_STATE_COMPLETED\x10\x04\x12\x15\n\x11TURN_STATE_FAILED\x10\x05\x12\x18\n\x14TURN_STATE_CANCELLED\x10\x06\x12\x1a\n\x16TURN_STATE_INTERRUPTED\x10\x07*X\n\nBusyPolicy\x12\x1b\n\x17\x42USY_POLICY_UNSPECIFIED\x10\x00\x12\x15\n\x11\x42USY_POLICY_QUEUE\x10\x01\x12\x16\n\x12\x42USY_POLICY_REJECT\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'karta.v1.turn_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_TURNSTATE']._serialized_start=699
-  _globals['_TURNSTATE']._serialized_end=919
-  _globals['_BUSYPOLICY']._serialized_start=921
-  _globals['_BUSYPOLICY']._serialized_end=1009
+  _globals['_TURNSTATE']._serialized_start=721
+  _globals['_TURNSTATE']._serialized_end=941
+  _globals['_BUSYPOLICY']._serialized_start=943
+  _globals['_BUSYPOLICY']._serialized_end=1031
   _globals['_TURN']._serialized_start=135
-  _globals['_TURN']._serialized_end=696
+  _globals['_TURN']._serialized_end=718
 # @@protoc_insertion_point(module_scope)

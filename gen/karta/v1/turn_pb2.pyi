@@ -40,7 +40,9 @@ class _TurnStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TurnState.V
     TURN_STATE_FAILED: _TurnState.ValueType  # 5
     """Terminal: error says why."""
     TURN_STATE_CANCELLED: _TurnState.ValueType  # 6
-    """Terminal: somebody cancelled it; state_reason says who."""
+    """Terminal: somebody cancelled it, or denied a tool call with interrupt;
+    state_reason says who.
+    """
     TURN_STATE_INTERRUPTED: _TurnState.ValueType  # 7
     """Terminal: the server stopped or was killed while it ran."""
 
@@ -60,7 +62,9 @@ TURN_STATE_COMPLETED: TurnState.ValueType  # 4
 TURN_STATE_FAILED: TurnState.ValueType  # 5
 """Terminal: error says why."""
 TURN_STATE_CANCELLED: TurnState.ValueType  # 6
-"""Terminal: somebody cancelled it; state_reason says who."""
+"""Terminal: somebody cancelled it, or denied a tool call with interrupt;
+state_reason says who.
+"""
 TURN_STATE_INTERRUPTED: TurnState.ValueType  # 7
 """Terminal: the server stopped or was killed while it ran."""
 Global___TurnState: _TypeAlias = TurnState  # noqa: Y015
@@ -117,6 +121,7 @@ class Turn(_message.Message):
     START_TIME_FIELD_NUMBER: _builtins.int
     END_TIME_FIELD_NUMBER: _builtins.int
     TRACEPARENT_FIELD_NUMBER: _builtins.int
+    DISPLAY_NAME_FIELD_NUMBER: _builtins.int
     tenant_id: _builtins.str
     """The tenant that owns the session. Set by the server."""
     session_id: _builtins.str
@@ -130,8 +135,8 @@ class Turn(_message.Message):
     empty.
     """
     agent: _builtins.str
-    """The agent that answers; empty means the harness's default. Decided when
-    the turn starts.
+    """The agent that answers; empty means the harness's own default. Decided
+    when the turn starts.
     """
     harness: _builtins.str
     """The harness that runs it."""
@@ -149,13 +154,17 @@ class Turn(_message.Message):
     """What was to happen had the session been busy."""
     traceparent: _builtins.str
     """W3C trace context of the call that started it, for what the turn starts."""
+    display_name: _builtins.str
+    """The name of the sender that the model reads in front of the message; empty
+    when nobody was named.
+    """
     @_builtins.property
     def message(self) -> _message_pb2.Message:
         """What was said."""
 
     @_builtins.property
     def usage(self) -> _usage_pb2.Usage:
-        """What the turn used so far; final in a terminal state."""
+        """What the turn used. Set when it ends."""
 
     @_builtins.property
     def error(self) -> _error_pb2.Error:
@@ -196,10 +205,11 @@ class Turn(_message.Message):
         start_time: _timestamp_pb2.Timestamp | None = ...,
         end_time: _timestamp_pb2.Timestamp | None = ...,
         traceparent: _builtins.str = ...,
+        display_name: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "error", b"error", "message", b"message", "start_time", b"start_time", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "attempt", b"attempt", "busy_policy", b"busy_policy", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "first_sequence", b"first_sequence", "harness", b"harness", "last_sequence", b"last_sequence", "message", b"message", "participant_id", b"participant_id", "session_id", b"session_id", "start_time", b"start_time", "state", b"state", "state_reason", b"state_reason", "tenant_id", b"tenant_id", "text", b"text", "traceparent", b"traceparent", "turn_id", b"turn_id", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "attempt", b"attempt", "busy_policy", b"busy_policy", "create_time", b"create_time", "display_name", b"display_name", "end_time", b"end_time", "error", b"error", "first_sequence", b"first_sequence", "harness", b"harness", "last_sequence", b"last_sequence", "message", b"message", "participant_id", b"participant_id", "session_id", b"session_id", "start_time", b"start_time", "state", b"state", "state_reason", b"state_reason", "tenant_id", b"tenant_id", "text", b"text", "traceparent", b"traceparent", "turn_id", b"turn_id", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -107,6 +107,7 @@ class RunTurnRequest(_message.Message):
 
     START_FIELD_NUMBER: _builtins.int
     KINDS_FIELD_NUMBER: _builtins.int
+    HEARTBEAT_INTERVAL_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def start(self) -> Global___StartTurnRequest:
         """What to start."""
@@ -117,15 +118,22 @@ class RunTurnRequest(_message.Message):
         turn_finished always comes.
         """
 
+    @_builtins.property
+    def heartbeat_interval(self) -> _duration_pb2.Duration:
+        """Heartbeat when idle for this long: 1 s to 1 h. Absent means the server's
+        own interval.
+        """
+
     def __init__(
         self,
         *,
         start: Global___StartTurnRequest | None = ...,
         kinds: _abc.Iterable[_builtins.str] | None = ...,
+        heartbeat_interval: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["start", b"start"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["heartbeat_interval", b"heartbeat_interval", "start", b"start"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["kinds", b"kinds", "start", b"start"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["heartbeat_interval", b"heartbeat_interval", "kinds", b"kinds", "start", b"start"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -255,7 +263,7 @@ class WaitTurnRequest(_message.Message):
     """Which turn."""
     @_builtins.property
     def timeout(self) -> _duration_pb2.Duration:
-        """How long to wait: up to 1 h. Absent means as long as the call's deadline."""
+        """How long to wait: up to 1 h. Absent means 1 h."""
 
     def __init__(
         self,
@@ -311,7 +319,7 @@ class SendMessageRequest(_message.Message):
 
     @_builtins.property
     def timeout(self) -> _duration_pb2.Duration:
-        """How long to wait: up to 1 h. Absent means as long as the call's deadline."""
+        """How long to wait: up to 1 h. Absent means 1 h."""
 
     def __init__(
         self,
@@ -421,7 +429,9 @@ class ListTurnsRequest(_message.Message):
     session_id: _builtins.str
     """Which session."""
     page_size: _builtins.int
-    """How many at the most; 0 means 50. Bound: Limits.max_page_size."""
+    """How many at the most; 0 means 50. Bound: Limits.max_page_size. A page may
+    be shorter, so that it stays below 1 MiB.
+    """
     page_token: _builtins.str
     """next_page_token of the page before; empty for the first."""
     @_builtins.property
@@ -484,7 +494,7 @@ class CancelTurnRequest(_message.Message):
     SESSION_ID_FIELD_NUMBER: _builtins.int
     TURN_ID_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
-    PARTICIPANT_ID_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
     tenant_id: _builtins.str
     """Empty means the caller's own."""
     request_id: _builtins.str
@@ -495,8 +505,8 @@ class CancelTurnRequest(_message.Message):
     """Which turn."""
     reason: _builtins.str
     """Why, for people. At most 512 bytes."""
-    participant_id: _builtins.str
-    """Who cancels; empty means the caller."""
+    actor: _builtins.str
+    """The participant who cancels; empty means the caller."""
     def __init__(
         self,
         *,
@@ -505,11 +515,11 @@ class CancelTurnRequest(_message.Message):
         session_id: _builtins.str = ...,
         turn_id: _builtins.str = ...,
         reason: _builtins.str = ...,
-        participant_id: _builtins.str = ...,
+        actor: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["participant_id", b"participant_id", "reason", b"reason", "request_id", b"request_id", "session_id", b"session_id", "tenant_id", b"tenant_id", "turn_id", b"turn_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "reason", b"reason", "request_id", b"request_id", "session_id", b"session_id", "tenant_id", b"tenant_id", "turn_id", b"turn_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -551,7 +561,9 @@ class ConverseRequest(_message.Message):
     RESPOND_FIELD_NUMBER: _builtins.int
     CANCEL_FIELD_NUMBER: _builtins.int
     command_id: _builtins.str
-    """Chosen by the client, unique in the stream, given back with the result."""
+    """Chosen by the client and given back with the result, so best unique in the
+    stream. At most 128 bytes.
+    """
     @_builtins.property
     def open(self) -> Global___OpenConversation:
         """Opens the conversation; the first command, and no other."""
@@ -597,6 +609,7 @@ class OpenConversation(_message.Message):
     SESSION_ID_FIELD_NUMBER: _builtins.int
     AFTER_SEQUENCE_FIELD_NUMBER: _builtins.int
     KINDS_FIELD_NUMBER: _builtins.int
+    HEARTBEAT_INTERVAL_FIELD_NUMBER: _builtins.int
     tenant_id: _builtins.str
     """Empty means the caller's own."""
     session_id: _builtins.str
@@ -607,7 +620,15 @@ class OpenConversation(_message.Message):
     """
     @_builtins.property
     def kinds(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Only these event types (names of Event.kind's fields), unless empty."""
+        """Only these event types (names of Event.kind's fields), unless empty.
+        turn_finished always comes.
+        """
+
+    @_builtins.property
+    def heartbeat_interval(self) -> _duration_pb2.Duration:
+        """Heartbeat when idle for this long: 1 s to 1 h. Absent means the server's
+        own interval.
+        """
 
     def __init__(
         self,
@@ -616,10 +637,11 @@ class OpenConversation(_message.Message):
         session_id: _builtins.str = ...,
         after_sequence: _builtins.int | None = ...,
         kinds: _abc.Iterable[_builtins.str] | None = ...,
+        heartbeat_interval: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_after_sequence", b"_after_sequence", "after_sequence", b"after_sequence"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_after_sequence", b"_after_sequence", "after_sequence", b"after_sequence", "heartbeat_interval", b"heartbeat_interval"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_after_sequence", b"_after_sequence", "after_sequence", b"after_sequence", "kinds", b"kinds", "session_id", b"session_id", "tenant_id", b"tenant_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_after_sequence", b"_after_sequence", "after_sequence", b"after_sequence", "heartbeat_interval", b"heartbeat_interval", "kinds", b"kinds", "session_id", b"session_id", "tenant_id", b"tenant_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__after_sequence: _TypeAlias = _typing.Literal["after_sequence"]  # noqa: Y015
     _WhichOneofArgType__after_sequence: _TypeAlias = _typing.Literal["_after_sequence", b"_after_sequence"]  # noqa: Y015

@@ -109,7 +109,8 @@ class TurnServiceServicer(object):
 
     def WatchTurn(self, request, context):
         """Streams a turn's events, from any point, up to its turn_finished. Errors:
-        TURN_NOT_FOUND, SEQUENCE_OUT_OF_RANGE, FIELD_INVALID, LIMIT_REACHED.
+        TURN_NOT_FOUND, SEQUENCE_OUT_OF_RANGE, EVENTS_TRIMMED, FIELD_INVALID,
+        LIMIT_REACHED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -157,9 +158,10 @@ class TurnServiceServicer(object):
 
     def Converse(self, request_iterator, context):
         """One session on one stream: commands in, events and the commands' results
-        out. A failed command fails alone. Every command has a unary equivalent.
-        Errors: FIELD_INVALID when the first command is not open, or a second one
-        is; LIMIT_REACHED.
+        out. A failed command fails alone, in its result. Every command has a unary
+        equivalent. When the client closes its side, the stream ends with the last
+        of the turns that it started. Errors: FIELD_INVALID when the first command
+        is not open, and those of WatchSession.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

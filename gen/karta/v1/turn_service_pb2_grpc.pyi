@@ -48,7 +48,8 @@ class TurnServiceStub:
     """
     WatchTurn: _grpc.UnaryStreamMultiCallable[_turn_service_pb2.WatchTurnRequest, _turn_service_pb2.WatchTurnResponse]
     """Streams a turn's events, from any point, up to its turn_finished. Errors:
-    TURN_NOT_FOUND, SEQUENCE_OUT_OF_RANGE, FIELD_INVALID, LIMIT_REACHED.
+    TURN_NOT_FOUND, SEQUENCE_OUT_OF_RANGE, EVENTS_TRIMMED, FIELD_INVALID,
+    LIMIT_REACHED.
     """
     WaitTurn: _grpc.UnaryUnaryMultiCallable[_turn_service_pb2.WaitTurnRequest, _turn_service_pb2.WaitTurnResponse]
     """Waits until a turn is terminal or waits for input. Errors: TURN_NOT_FOUND,
@@ -71,9 +72,10 @@ class TurnServiceStub:
     """
     Converse: _grpc.StreamStreamMultiCallable[_turn_service_pb2.ConverseRequest, _turn_service_pb2.ConverseResponse]
     """One session on one stream: commands in, events and the commands' results
-    out. A failed command fails alone. Every command has a unary equivalent.
-    Errors: FIELD_INVALID when the first command is not open, or a second one
-    is; LIMIT_REACHED.
+    out. A failed command fails alone, in its result. Every command has a unary
+    equivalent. When the client closes its side, the stream ends with the last
+    of the turns that it started. Errors: FIELD_INVALID when the first command
+    is not open, and those of WatchSession.
     """
 
 @_typing.type_check_only
@@ -96,7 +98,8 @@ class TurnServiceAsyncStub(TurnServiceStub):
     """
     WatchTurn: _aio.UnaryStreamMultiCallable[_turn_service_pb2.WatchTurnRequest, _turn_service_pb2.WatchTurnResponse]  # type: ignore[assignment]
     """Streams a turn's events, from any point, up to its turn_finished. Errors:
-    TURN_NOT_FOUND, SEQUENCE_OUT_OF_RANGE, FIELD_INVALID, LIMIT_REACHED.
+    TURN_NOT_FOUND, SEQUENCE_OUT_OF_RANGE, EVENTS_TRIMMED, FIELD_INVALID,
+    LIMIT_REACHED.
     """
     WaitTurn: _aio.UnaryUnaryMultiCallable[_turn_service_pb2.WaitTurnRequest, _turn_service_pb2.WaitTurnResponse]  # type: ignore[assignment]
     """Waits until a turn is terminal or waits for input. Errors: TURN_NOT_FOUND,
@@ -119,9 +122,10 @@ class TurnServiceAsyncStub(TurnServiceStub):
     """
     Converse: _aio.StreamStreamMultiCallable[_turn_service_pb2.ConverseRequest, _turn_service_pb2.ConverseResponse]  # type: ignore[assignment]
     """One session on one stream: commands in, events and the commands' results
-    out. A failed command fails alone. Every command has a unary equivalent.
-    Errors: FIELD_INVALID when the first command is not open, or a second one
-    is; LIMIT_REACHED.
+    out. A failed command fails alone, in its result. Every command has a unary
+    equivalent. When the client closes its side, the stream ends with the last
+    of the turns that it started. Errors: FIELD_INVALID when the first command
+    is not open, and those of WatchSession.
     """
 
 class TurnServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -159,7 +163,8 @@ class TurnServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_turn_service_pb2.WatchTurnResponse], _abc.AsyncIterator[_turn_service_pb2.WatchTurnResponse]]:
         """Streams a turn's events, from any point, up to its turn_finished. Errors:
-        TURN_NOT_FOUND, SEQUENCE_OUT_OF_RANGE, FIELD_INVALID, LIMIT_REACHED.
+        TURN_NOT_FOUND, SEQUENCE_OUT_OF_RANGE, EVENTS_TRIMMED, FIELD_INVALID,
+        LIMIT_REACHED.
         """
 
     @_abc_1.abstractmethod
@@ -218,9 +223,10 @@ class TurnServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_turn_service_pb2.ConverseResponse], _abc.AsyncIterator[_turn_service_pb2.ConverseResponse]]:
         """One session on one stream: commands in, events and the commands' results
-        out. A failed command fails alone. Every command has a unary equivalent.
-        Errors: FIELD_INVALID when the first command is not open, or a second one
-        is; LIMIT_REACHED.
+        out. A failed command fails alone, in its result. Every command has a unary
+        equivalent. When the client closes its side, the stream ends with the last
+        of the turns that it started. Errors: FIELD_INVALID when the first command
+        is not open, and those of WatchSession.
         """
 
 def add_TurnServiceServicer_to_server(servicer: TurnServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -38,10 +38,15 @@ class Approvals:
         self._ask: Ask | None = None
         self._allowed: set[str] = set()
         self._waiting: dict[str, asyncio.Future[v1.InputResponse]] = {}
+        self._is_ours: Callable[[], bool] = lambda: False
+        self._stopped = False
 
-    def begin_turn(self, ask: Ask) -> None:
-        """From here on requests go to `ask`."""
+    def begin_turn(self, ask: Ask, is_ours: Callable[[], bool]) -> None:
+        """From here on requests go to `ask`. Permissions for the session hold only while `is_ours` says that
+        Claude Code works on the turn, and not on something of its own."""
         self._ask = ask
+        self._is_ours = is_ours
+        self._stopped = False
 
     def end_turn(self) -> None:
         """Deny what waits, and what comes until the next turn begins."""
@@ -49,7 +54,8 @@ class Approvals:
         self.deny_all()
 
     def deny_all(self) -> None:
-        """Deny whatever waits, so that the turn ends."""
+        """Deny whatever waits, and what comes until the next turn, so that this one ends."""
+        self._stopped = True
         stopped = v1.InputResponse(deny=v1.Deny(message="The turn was stopped.", interrupt=True))
         for waiting in self._waiting.values():
             if not waiting.done():
@@ -68,10 +74,10 @@ class Approvals:
 
     async def decide(self, tool: str, tool_input: dict[str, Any], context: ToolPermissionContext) -> Decision:
         """Decide about a tool call; this is the SDK's `can_use_tool`."""
-        if tool in self._allowed:
-            return PermissionResultAllow(updated_input=tool_input)
-        if self._ask is None or not context.tool_use_id:
+        if self._ask is None or self._stopped or not context.tool_use_id:
             return PermissionResultDeny(message=_NOBODY)
+        if tool in self._allowed and self._is_ours():
+            return PermissionResultAllow(updated_input=tool_input)
         try:
             response = await self._wait(self._ask, to_request(tool, tool_input, context), context.tool_use_id)
             return self._decision(tool, tool_input, response)

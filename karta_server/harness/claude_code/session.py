@@ -194,7 +194,7 @@ class ClaudeCodeSession(HarnessSession):
             raise start_failed("this session was closed", "")
         self._memory.begun = True
         self._process.attach(turn.inbox)
-        self._approvals.begin_turn(turn.inbox.put)
+        self._approvals.begin_turn(turn.inbox.put, lambda: turn.is_ours)
         await self._process.send(prompt.text, turn.prompt_id)
 
     def _translate(

@@ -48,7 +48,7 @@ def test_defaults(tmp_path):
         max_request_bytes=4 * 1024 * 1024,
         max_response_bytes=256 * 1024,
         max_request_id_bytes=128,
-        max_live_harnesses=16,
+        max_live_harnesses=32,
     )
 
 

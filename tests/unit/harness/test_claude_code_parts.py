@@ -336,7 +336,7 @@ async def test_a_failing_question_is_a_denial() -> None:
     async def fail(request: v1.InputRequest) -> None:
         raise RuntimeError(request.tool_name)
 
-    approvals.begin_turn(fail)
+    approvals.begin_turn(fail, lambda: True)
     assert isinstance(await approvals.decide("Bash", {}, context()), PermissionResultDeny)
     assert isinstance(await approvals.decide("AskUserQuestion", {}, context()), PermissionResultDeny)
 
@@ -353,7 +353,7 @@ async def test_a_failing_question_is_a_denial() -> None:
 async def test_an_answer_of_the_wrong_kind_is_a_denial(tool: str, response: dict[str, Any]) -> None:
     approvals = Approvals()
     asked: asyncio.Queue[v1.InputRequest] = asyncio.Queue()
-    approvals.begin_turn(asked.put)
+    approvals.begin_turn(asked.put, lambda: True)
     questions = {"questions": [{"question": "q", "options": []}]}
     deciding = asyncio.create_task(approvals.decide(tool, questions, context()))
     await asked.get()
@@ -368,7 +368,7 @@ async def test_an_answer_of_the_wrong_kind_is_a_denial(tool: str, response: dict
 async def test_an_answer_is_for_its_own_call_only() -> None:
     approvals = Approvals()
     asked: asyncio.Queue[v1.InputRequest] = asyncio.Queue()
-    approvals.begin_turn(asked.put)
+    approvals.begin_turn(asked.put, lambda: True)
     first, second = (asyncio.create_task(approvals.decide("Bash", {"n": name}, context(name))) for name in ("t1", "t2"))
     assert [(await asked.get()).tool_use_id for _ in range(2)] == ["t1", "t2"]
 
