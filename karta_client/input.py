@@ -61,7 +61,7 @@ class InputRequest(Generic[R]):
             question: v1.Answer(labels=[labels] if isinstance(labels, str) else labels)
             for question, labels in answers.items()
         }
-        return self._deliver(v1.InputResponse(answers=v1.Answers(questions=found)))
+        return self._deliver(v1.InputResponse(answers=v1.Answers(by_question=found)))
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):

@@ -59,8 +59,8 @@ def usage_line(usage: v1.Usage) -> str:
     if usage.cache_read_tokens:
         parts[0] += f" ({usage.cache_read_tokens:,} cached)"
     parts.append(f"{usage.output_tokens:,} out")
-    if usage.HasField("cost_micros"):
-        parts.append(f"${usage.cost_micros / 1_000_000:.4f}")
+    if usage.HasField("cost_usd_micros"):
+        parts.append(f"${usage.cost_usd_micros / 1_000_000:.4f}")
     return " · ".join(parts)
 
 
@@ -254,7 +254,7 @@ class Renderer:
 
 
 def _resolution(resolved: v1.InputResolved) -> str:
-    match resolved.response.WhichOneof("response"):
+    match resolved.response.WhichOneof("choice"):
         case "allow":
             allow = resolved.response.allow
             scope = "for the session" if allow.scope == v1.ALLOW_SCOPE_SESSION else "once"

@@ -1,11 +1,13 @@
 """The one composition root: a grpc.aio server made from a Config."""
 
+import asyncio
 import logging
 from contextlib import AsyncExitStack
 from importlib.metadata import version
+from typing import Any
 
 import grpc
-from google.protobuf import duration_pb2
+from google.protobuf import descriptor_pool, duration_pb2
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_grpc
 
@@ -46,6 +48,7 @@ log = logging.getLogger(__name__)
 
 # How long open calls may go on once no turn runs any more.
 _CALL_GRACE_SECONDS = 1.0
+_LAST_WORDS_SECONDS = 0.2
 # Beside the streams; waits are among them.
 _MAX_UNARY_CALLS = 4096
 _METADATA_BYTES = 16 * 1024
@@ -87,7 +90,11 @@ class Server:
         """
         await self._health.enter_graceful_shutdown()
         await self._runner.drain(drain_seconds)
-        await self._grpc.stop(_CALL_GRACE_SECONDS)
+        closing = asyncio.create_task(self._grpc.stop(_CALL_GRACE_SECONDS))
+        # What a stream still has to say about the turns that ended goes out first.
+        await asyncio.wait({closing}, timeout=_LAST_WORDS_SECONDS)
+        self._calls.end_calls()
+        await closing
         await self._resources.aclose()
 
     async def _compose(self) -> None:
@@ -110,8 +117,9 @@ class Server:
         self._resources.push_async_callback(self._runner.drain, 0)
 
     async def _serve(self) -> str:
+        self._calls = CallInterceptor(self._config.limits)
         self._grpc = grpc.aio.server(
-            interceptors=[CallInterceptor(self._config.limits)],
+            interceptors=[self._calls],
             options=_options(self._config.limits),
             maximum_concurrent_rpcs=self._config.limits.max_open_streams + _MAX_UNARY_CALLS,
         )
@@ -185,12 +193,26 @@ def _add_health(server: grpc.aio.Server) -> health.aio.HealthServicer:
     return servicer
 
 
+class _Symbols:
+    """The descriptor pool, which by itself does not know methods by their names."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(descriptor_pool.Default(), name)
+
+    def FindFileContainingSymbol(self, symbol: str) -> Any:  # noqa: N802
+        pool = descriptor_pool.Default()
+        try:
+            return pool.FindFileContainingSymbol(symbol)
+        except KeyError:
+            return pool.FindFileContainingSymbol(symbol.rpartition(".")[0])
+
+
 def _add_reflection(server: grpc.aio.Server) -> None:
     """Offer reflection under both of its names; the messages are the same."""
     own = [f"karta.v1.{name}" for name in _SERVICES]
     # v1 is not listed: clients ask for the schema of what is, and that of v1 has no descriptor here.
     names = [*own, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME]
-    servicer = reflection.aio.ReflectionServicer(names)
+    servicer = reflection.aio.ReflectionServicer(names, pool=_Symbols())
     reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, server)  # type: ignore[no-untyped-call]
     handler = grpc.stream_stream_rpc_method_handler(
         servicer.ServerReflectionInfo,

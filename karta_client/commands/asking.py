@@ -139,7 +139,7 @@ async def ask(request: v1.InputRequest, lines: Lines, renderer: Renderer) -> v1.
     renderer.request(request)
     if request.kind == v1.INPUT_KIND_QUESTION:
         answers = {question.question: await _question(question, lines, renderer) for question in request.questions}
-        return v1.InputResponse(answers=v1.Answers(questions=answers))
+        return v1.InputResponse(answers=v1.Answers(by_question=answers))
     return await _permission(request, lines, renderer)
 
 

@@ -174,9 +174,9 @@ def answered(request: v1.InputRequest, answers: tuple[str, ...]) -> v1.InputResp
         labels = chosen(question, label)
         if not labels:
             raise click.UsageError(f"{answer!r} chooses nothing")
-        response.answers.questions[question.question].labels.extend(labels)
+        response.answers.by_question[question.question].labels.extend(labels)
     for question in request.questions:
-        if question.question not in response.answers.questions:
+        if question.question not in response.answers.by_question:
             raise click.UsageError(f"no answer to {question.question!r}; give another --answer")
     return response
 

@@ -34,5 +34,5 @@ def add_usage(total: v1.Usage, part: v1.Usage) -> None:
     total.output_tokens += part.output_tokens
     total.cache_read_tokens += part.cache_read_tokens
     total.cache_write_tokens += part.cache_write_tokens
-    if part.HasField("cost_micros"):
-        total.cost_micros += part.cost_micros
+    if part.HasField("cost_usd_micros"):
+        total.cost_usd_micros += part.cost_usd_micros

@@ -165,7 +165,7 @@ class Inputs:
 
 def check_response(request: v1.InputRequest, response: v1.InputResponse) -> None:
     """Refuse an answer that the request's options do not contain."""
-    kind = response.WhichOneof("response")
+    kind = response.WhichOneof("choice")
     checks.required("response", kind)
     options = set(request.options)
     if kind == "allow":
@@ -185,12 +185,12 @@ def check_response(request: v1.InputRequest, response: v1.InputResponse) -> None
 
 def _check_answers(request: v1.InputRequest, answers: v1.Answers) -> None:
     asked = {question.question: question for question in request.questions}
-    for text in answers.questions:
+    for text in answers.by_question:
         if text not in asked:
-            raise checks.invalid("response.answers.questions", f"has no question {text[:200]!r}.", asked)
+            raise checks.invalid("response.answers.by_question", f"has no question {text[:200]!r}.", asked)
     for text, question in asked.items():
-        field = f"response.answers.questions[{text[:200]!r}]"
-        labels = list(answers.questions[text].labels) if text in answers.questions else []
+        field = f"response.answers.by_question[{text[:200]!r}]"
+        labels = list(answers.by_question[text].labels) if text in answers.by_question else []
         checks.required(field, [label for label in labels if label.strip()])
         if len(labels) > 1 and not question.multi_select:
             raise checks.invalid(field, "takes one label.")

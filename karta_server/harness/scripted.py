@@ -156,7 +156,7 @@ class ScriptedSession(HarnessSession):
             if response.allow.HasField("updated_input"):
                 result.output = f"{answered.tool_name} {response.allow.updated_input}"
         elif response.HasField("answers"):
-            chosen = response.answers.questions
+            chosen = response.answers.by_question
             result.output = json.dumps({question: list(chosen[question].labels) for question in sorted(chosen)})
         else:
             result.outcome = v1.TOOL_OUTCOME_FAILED

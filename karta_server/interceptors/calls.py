@@ -35,6 +35,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     def __init__(self, limits: v1.Limits) -> None:
         self.streams = OpenStreams(limits.max_open_streams)
+        self._running = RunningCalls()
         self._wrapped: dict[str, tuple[Handler, Handler]] = {}
 
     async def intercept_service(
@@ -51,8 +52,37 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         # Only methods that exist are kept, so this does not grow.
         known = self._wrapped.get(method)
         if known is None or known[0] is not handler:
-            known = self._wrapped[method] = (handler, _Method(method, handler, self.streams).wrapped())
+            known = self._wrapped[method] = (handler, _Method(method, handler, self.streams, self._running).wrapped())
         return known[1]
+
+    def end_calls(self) -> None:
+        """End the calls that run with SERVER_STOPPING, so that their clients know to come again."""
+        self._running.end()
+
+
+class RunningCalls:
+    """The tasks of the calls that run."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self.ended = False
+
+    @contextmanager
+    def entered(self) -> Iterator[None]:
+        """Count the current task while it serves a call."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        try:
+            yield
+        finally:
+            self._tasks.discard(task)
+
+    def end(self) -> None:
+        """Cancel them; each then says why."""
+        self.ended = True
+        for task in self._tasks:
+            task.cancel()
 
 
 class OpenStreams:
@@ -78,10 +108,11 @@ class OpenStreams:
 class _Method:
     """One method's handler. grpc gives it bytes and gets bytes, so that nothing fails out of its sight."""
 
-    def __init__(self, name: str, handler: Handler, streams: OpenStreams) -> None:
+    def __init__(self, name: str, handler: Handler, streams: OpenStreams, running: RunningCalls) -> None:
         self._name = name
         self._handler = handler
         self._streams = streams
+        self._running = running
         self._behavior: Callable[[Any, Context], Any] = getattr(handler, _kind(handler))
 
     def wrapped(self) -> Handler:
@@ -96,8 +127,12 @@ class _Method:
         # Set here and not in intercept_service: this is the handler's own task.
         current_caller.set(developer(trace))
         try:
-            answer = await self._answer(incoming, context, record)
+            with self._running.entered():
+                answer = await self._answer(incoming, context, record)
         except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if self._running.ended and task is not None and task.uncancel() == 0:
+                await _refuse(_stopping(), context, record)
             record.write(grpc.StatusCode.CANCELLED.name)
             raise
         except grpc.aio.AbortError:
@@ -174,6 +209,11 @@ async def _refuse(failure: Exception, context: Context, record: CallRecord) -> N
     record.write(code.name, v1.ErrorReason.Name(error.reason).removeprefix(REASON_PREFIX))
     answer = status(error)
     await context.abort(code, answer.message, ((DETAILS_KEY, answer.SerializeToString()),))
+
+
+def _stopping() -> KartaError:
+    message = "The server is stopping; repeat the call against the next one, a stream behind its last sequence."
+    return KartaError(v1.ERROR_REASON_SERVER_STOPPING, message)
 
 
 def _kind(handler: Handler) -> str:

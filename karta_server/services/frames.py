@@ -43,13 +43,16 @@ async def session_frames(
     """Yield a session's log behind `after`; without `follow`, up to its newest event."""
     async with log.watch(key, after) as cursor:
         beat = Heartbeat(idle_seconds)
+        told = after
         while True:
             frames = await cursor.next(beat.remaining() if follow else 0)
             data = b"" if frames is None else _only(frames.data, kinds)
-            if data or beat.due() or (not follow and frames is None):
+            ends = frames is None and not follow
+            if data or beat.due() or (ends and told != cursor.position):
                 beat.sent()
-                yield frame(data, cursor.position)
-            if frames is None and not follow:
+                told = cursor.position
+                yield frame(data, told)
+            if ends:
                 return
 
 

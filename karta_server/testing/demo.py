@@ -133,7 +133,7 @@ class Demo:
             async for response in connection.turns.Converse(_taken(commands)):
                 if response.command_result.HasField("error"):
                     raise SystemExit(f"The server refused: {response.command_result.error.message}")
-                for event in response.events.events:
+                for event in response.frame.events:
                     if not event.HasField("message_received"):
                         renderer.event(event)
                     if event.HasField("input_required"):

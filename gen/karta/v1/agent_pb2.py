@@ -24,13 +24,14 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14karta/v1/agent.proto\x12\x08karta.v1\"\x90\x01\n\x05\x41gent\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x0f\n\x07harness\x18\x03 \x01(\t\x12\r\n\x05model\x18\x04 \x01(\t\x12\r\n\x05tools\x18\x05 \x03(\t\x12\x0c\n\x04path\x18\x06 \x01(\t\x12\x13\n\x0b\x66rontmatter\x18\x07 \x01(\t\x12\x12\n\nis_default\x18\x08 \x01(\x08\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14karta/v1/agent.proto\x12\x08karta.v1\"\x90\x01\n\x05\x41gent\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x0f\n\x07harness\x18\x03 \x01(\t\x12\r\n\x05model\x18\x04 \x01(\t\x12\r\n\x05tools\x18\x05 \x03(\t\x12\x0c\n\x04path\x18\x06 \x01(\t\x12\x13\n\x0b\x66rontmatter\x18\x07 \x01(\t\x12\x12\n\nis_default\x18\x08 \x01(\x08\x42.\n\x0bsh.karta.v1P\x01Z\x1dkarta.sh/gen/karta/v1;kartav1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'karta.v1.agent_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-  DESCRIPTOR._loaded_options = None
+  _globals['DESCRIPTOR']._loaded_options = None
+  _globals['DESCRIPTOR']._serialized_options = b'\n\013sh.karta.v1P\001Z\035karta.sh/gen/karta/v1;kartav1'
   _globals['_AGENT']._serialized_start=35
   _globals['_AGENT']._serialized_end=179
 # @@protoc_insertion_point(module_scope)

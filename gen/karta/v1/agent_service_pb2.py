@@ -26,13 +26,14 @@ from karta.v1 import agent_pb2 as karta_dot_v1_dot_agent__pb2
 from karta.v1 import harness_pb2 as karta_dot_v1_dot_harness__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ckarta/v1/agent_service.proto\x12\x08karta.v1\x1a\x14karta/v1/agent.proto\x1a\x16karta/v1/harness.proto\"7\n\x11ListAgentsRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x0f\n\x07harness\x18\x02 \x01(\t\"5\n\x12ListAgentsResponse\x12\x1f\n\x06\x61gents\x18\x01 \x03(\x0b\x32\x0f.karta.v1.Agent\"C\n\x0fGetAgentRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07harness\x18\x03 \x01(\t\"2\n\x10GetAgentResponse\x12\x1e\n\x05\x61gent\x18\x01 \x01(\x0b\x32\x0f.karta.v1.Agent\"\x16\n\x14ListHarnessesRequest\"=\n\x15ListHarnessesResponse\x12$\n\tharnesses\x18\x01 \x03(\x0b\x32\x11.karta.v1.Harness2\xec\x01\n\x0c\x41gentService\x12G\n\nListAgents\x12\x1b.karta.v1.ListAgentsRequest\x1a\x1c.karta.v1.ListAgentsResponse\x12\x41\n\x08GetAgent\x12\x19.karta.v1.GetAgentRequest\x1a\x1a.karta.v1.GetAgentResponse\x12P\n\rListHarnesses\x12\x1e.karta.v1.ListHarnessesRequest\x1a\x1f.karta.v1.ListHarnessesResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ckarta/v1/agent_service.proto\x12\x08karta.v1\x1a\x14karta/v1/agent.proto\x1a\x16karta/v1/harness.proto\"7\n\x11ListAgentsRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x0f\n\x07harness\x18\x02 \x01(\t\"5\n\x12ListAgentsResponse\x12\x1f\n\x06\x61gents\x18\x01 \x03(\x0b\x32\x0f.karta.v1.Agent\"C\n\x0fGetAgentRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07harness\x18\x03 \x01(\t\"2\n\x10GetAgentResponse\x12\x1e\n\x05\x61gent\x18\x01 \x01(\x0b\x32\x0f.karta.v1.Agent\"\x16\n\x14ListHarnessesRequest\"=\n\x15ListHarnessesResponse\x12$\n\tharnesses\x18\x01 \x03(\x0b\x32\x11.karta.v1.Harness2\xec\x01\n\x0c\x41gentService\x12G\n\nListAgents\x12\x1b.karta.v1.ListAgentsRequest\x1a\x1c.karta.v1.ListAgentsResponse\x12\x41\n\x08GetAgent\x12\x19.karta.v1.GetAgentRequest\x1a\x1a.karta.v1.GetAgentResponse\x12P\n\rListHarnesses\x12\x1e.karta.v1.ListHarnessesRequest\x1a\x1f.karta.v1.ListHarnessesResponseB.\n\x0bsh.karta.v1P\x01Z\x1dkarta.sh/gen/karta/v1;kartav1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'karta.v1.agent_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-  DESCRIPTOR._loaded_options = None
+  _globals['DESCRIPTOR']._loaded_options = None
+  _globals['DESCRIPTOR']._serialized_options = b'\n\013sh.karta.v1P\001Z\035karta.sh/gen/karta/v1;kartav1'
   _globals['_LISTAGENTSREQUEST']._serialized_start=88
   _globals['_LISTAGENTSREQUEST']._serialized_end=143
   _globals['_LISTAGENTSRESPONSE']._serialized_start=145

@@ -291,8 +291,9 @@ class EventFrame(_message.Message):
     EVENTS_FIELD_NUMBER: _builtins.int
     LATEST_SEQUENCE_FIELD_NUMBER: _builtins.int
     latest_sequence: _builtins.int
-    """The cursor: give it as after_sequence to go on behind this frame. It
-    covers events that a filter left out.
+    """The cursor: give it as after_sequence to go on behind this frame, once all
+    of it is handled (else the sequence of the last event that is). It covers
+    events that a filter left out.
     """
     @_builtins.property
     def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___Event]:

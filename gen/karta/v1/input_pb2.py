@@ -25,23 +25,24 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14karta/v1/input.proto\x12\x08karta.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf2\x03\n\x0cInputRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x18\n\x10input_request_id\x18\x02 \x01(\t\x12\x12\n\nsession_id\x18\x03 \x01(\t\x12\x0f\n\x07turn_id\x18\x04 \x01(\t\x12!\n\x04kind\x18\x05 \x01(\x0e\x32\x13.karta.v1.InputKind\x12#\n\x05state\x18\x06 \x01(\x0e\x32\x14.karta.v1.InputState\x12\r\n\x05title\x18\x07 \x01(\t\x12\x13\n\x0btool_use_id\x18\x08 \x01(\t\x12\x11\n\ttool_name\x18\t \x01(\t\x12\x12\n\ntool_input\x18\n \x01(\t\x12%\n\tquestions\x18\x0b \x03(\x0b\x32\x12.karta.v1.Question\x12&\n\x07options\x18\x0c \x03(\x0e\x32\x15.karta.v1.InputOption\x12\r\n\x05\x61gent\x18\r \x01(\t\x12/\n\x0b\x63reate_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0cresolve_time\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12)\n\x08response\x18\x10 \x01(\x0b\x32\x17.karta.v1.InputResponse\x12\x11\n\tresponder\x18\x11 \x01(\t\"m\n\x08Question\x12\x10\n\x08question\x18\x01 \x01(\t\x12\x0e\n\x06header\x18\x02 \x01(\t\x12\x14\n\x0cmulti_select\x18\x03 \x01(\x08\x12)\n\x07options\x18\x04 \x03(\x0b\x32\x18.karta.v1.QuestionOption\"4\n\x0eQuestionOption\x12\r\n\x05label\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\"\x83\x01\n\rInputResponse\x12 \n\x05\x61llow\x18\x01 \x01(\x0b\x32\x0f.karta.v1.AllowH\x00\x12\x1e\n\x04\x64\x65ny\x18\x02 \x01(\x0b\x32\x0e.karta.v1.DenyH\x00\x12$\n\x07\x61nswers\x18\x03 \x01(\x0b\x32\x11.karta.v1.AnswersH\x00\x42\n\n\x08response\"Z\n\x05\x41llow\x12#\n\x05scope\x18\x01 \x01(\x0e\x32\x14.karta.v1.AllowScope\x12\x1a\n\rupdated_input\x18\x02 \x01(\tH\x00\x88\x01\x01\x42\x10\n\x0e_updated_input\"*\n\x04\x44\x65ny\x12\x0f\n\x07message\x18\x01 \x01(\t\x12\x11\n\tinterrupt\x18\x02 \x01(\x08\"\x82\x01\n\x07\x41nswers\x12\x33\n\tquestions\x18\x01 \x03(\x0b\x32 .karta.v1.Answers.QuestionsEntry\x1a\x42\n\x0eQuestionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x1f\n\x05value\x18\x02 \x01(\x0b\x32\x10.karta.v1.Answer:\x02\x38\x01\"\x18\n\x06\x41nswer\x12\x0e\n\x06labels\x18\x01 \x03(\t*`\n\tInputKind\x12\x1a\n\x16INPUT_KIND_UNSPECIFIED\x10\x00\x12\x1e\n\x1aINPUT_KIND_TOOL_PERMISSION\x10\x01\x12\x17\n\x13INPUT_KIND_QUESTION\x10\x02*w\n\nInputState\x12\x1b\n\x17INPUT_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13INPUT_STATE_PENDING\x10\x01\x12\x18\n\x14INPUT_STATE_ANSWERED\x10\x02\x12\x19\n\x15INPUT_STATE_CANCELLED\x10\x03*\xb8\x01\n\x0bInputOption\x12\x1c\n\x18INPUT_OPTION_UNSPECIFIED\x10\x00\x12\x1b\n\x17INPUT_OPTION_ALLOW_ONCE\x10\x01\x12\x1e\n\x1aINPUT_OPTION_ALLOW_SESSION\x10\x02\x12\x1e\n\x1aINPUT_OPTION_ALLOW_UPDATED\x10\x03\x12\x15\n\x11INPUT_OPTION_DENY\x10\x04\x12\x17\n\x13INPUT_OPTION_ANSWER\x10\x05*X\n\nAllowScope\x12\x1b\n\x17\x41LLOW_SCOPE_UNSPECIFIED\x10\x00\x12\x14\n\x10\x41LLOW_SCOPE_ONCE\x10\x01\x12\x17\n\x13\x41LLOW_SCOPE_SESSION\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14karta/v1/input.proto\x12\x08karta.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf2\x03\n\x0cInputRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x18\n\x10input_request_id\x18\x02 \x01(\t\x12\x12\n\nsession_id\x18\x03 \x01(\t\x12\x0f\n\x07turn_id\x18\x04 \x01(\t\x12!\n\x04kind\x18\x05 \x01(\x0e\x32\x13.karta.v1.InputKind\x12#\n\x05state\x18\x06 \x01(\x0e\x32\x14.karta.v1.InputState\x12\r\n\x05title\x18\x07 \x01(\t\x12\x13\n\x0btool_use_id\x18\x08 \x01(\t\x12\x11\n\ttool_name\x18\t \x01(\t\x12\x12\n\ntool_input\x18\n \x01(\t\x12%\n\tquestions\x18\x0b \x03(\x0b\x32\x12.karta.v1.Question\x12&\n\x07options\x18\x0c \x03(\x0e\x32\x15.karta.v1.InputOption\x12\r\n\x05\x61gent\x18\r \x01(\t\x12/\n\x0b\x63reate_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0cresolve_time\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12)\n\x08response\x18\x10 \x01(\x0b\x32\x17.karta.v1.InputResponse\x12\x11\n\tresponder\x18\x11 \x01(\t\"m\n\x08Question\x12\x10\n\x08question\x18\x01 \x01(\t\x12\x0e\n\x06header\x18\x02 \x01(\t\x12\x14\n\x0cmulti_select\x18\x03 \x01(\x08\x12)\n\x07options\x18\x04 \x03(\x0b\x32\x18.karta.v1.QuestionOption\"4\n\x0eQuestionOption\x12\r\n\x05label\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\"\x81\x01\n\rInputResponse\x12 \n\x05\x61llow\x18\x01 \x01(\x0b\x32\x0f.karta.v1.AllowH\x00\x12\x1e\n\x04\x64\x65ny\x18\x02 \x01(\x0b\x32\x0e.karta.v1.DenyH\x00\x12$\n\x07\x61nswers\x18\x03 \x01(\x0b\x32\x11.karta.v1.AnswersH\x00\x42\x08\n\x06\x63hoice\"Z\n\x05\x41llow\x12#\n\x05scope\x18\x01 \x01(\x0e\x32\x14.karta.v1.AllowScope\x12\x1a\n\rupdated_input\x18\x02 \x01(\tH\x00\x88\x01\x01\x42\x10\n\x0e_updated_input\"*\n\x04\x44\x65ny\x12\x0f\n\x07message\x18\x01 \x01(\t\x12\x11\n\tinterrupt\x18\x02 \x01(\x08\"\x86\x01\n\x07\x41nswers\x12\x36\n\x0b\x62y_question\x18\x01 \x03(\x0b\x32!.karta.v1.Answers.ByQuestionEntry\x1a\x43\n\x0f\x42yQuestionEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x1f\n\x05value\x18\x02 \x01(\x0b\x32\x10.karta.v1.Answer:\x02\x38\x01\"\x18\n\x06\x41nswer\x12\x0e\n\x06labels\x18\x01 \x03(\t*`\n\tInputKind\x12\x1a\n\x16INPUT_KIND_UNSPECIFIED\x10\x00\x12\x1e\n\x1aINPUT_KIND_TOOL_PERMISSION\x10\x01\x12\x17\n\x13INPUT_KIND_QUESTION\x10\x02*w\n\nInputState\x12\x1b\n\x17INPUT_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13INPUT_STATE_PENDING\x10\x01\x12\x18\n\x14INPUT_STATE_ANSWERED\x10\x02\x12\x19\n\x15INPUT_STATE_CANCELLED\x10\x03*\xb8\x01\n\x0bInputOption\x12\x1c\n\x18INPUT_OPTION_UNSPECIFIED\x10\x00\x12\x1b\n\x17INPUT_OPTION_ALLOW_ONCE\x10\x01\x12\x1e\n\x1aINPUT_OPTION_ALLOW_SESSION\x10\x02\x12\x1e\n\x1aINPUT_OPTION_ALLOW_UPDATED\x10\x03\x12\x15\n\x11INPUT_OPTION_DENY\x10\x04\x12\x17\n\x13INPUT_OPTION_ANSWER\x10\x05*X\n\nAllowScope\x12\x1b\n\x17\x41LLOW_SCOPE_UNSPECIFIED\x10\x00\x12\x14\n\x10\x41LLOW_SCOPE_ONCE\x10\x01\x12\x17\n\x13\x41LLOW_SCOPE_SESSION\x10\x02\x42.\n\x0bsh.karta.v1P\x01Z\x1dkarta.sh/gen/karta/v1;kartav1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'karta.v1.input_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-  DESCRIPTOR._loaded_options = None
-  _globals['_ANSWERS_QUESTIONSENTRY']._loaded_options = None
-  _globals['_ANSWERS_QUESTIONSENTRY']._serialized_options = b'8\001'
-  _globals['_INPUTKIND']._serialized_start=1162
-  _globals['_INPUTKIND']._serialized_end=1258
-  _globals['_INPUTSTATE']._serialized_start=1260
-  _globals['_INPUTSTATE']._serialized_end=1379
-  _globals['_INPUTOPTION']._serialized_start=1382
-  _globals['_INPUTOPTION']._serialized_end=1566
-  _globals['_ALLOWSCOPE']._serialized_start=1568
-  _globals['_ALLOWSCOPE']._serialized_end=1656
+  _globals['DESCRIPTOR']._loaded_options = None
+  _globals['DESCRIPTOR']._serialized_options = b'\n\013sh.karta.v1P\001Z\035karta.sh/gen/karta/v1;kartav1'
+  _globals['_ANSWERS_BYQUESTIONENTRY']._loaded_options = None
+  _globals['_ANSWERS_BYQUESTIONENTRY']._serialized_options = b'8\001'
+  _globals['_INPUTKIND']._serialized_start=1164
+  _globals['_INPUTKIND']._serialized_end=1260
+  _globals['_INPUTSTATE']._serialized_start=1262
+  _globals['_INPUTSTATE']._serialized_end=1381
+  _globals['_INPUTOPTION']._serialized_start=1384
+  _globals['_INPUTOPTION']._serialized_end=1568
+  _globals['_ALLOWSCOPE']._serialized_start=1570
+  _globals['_ALLOWSCOPE']._serialized_end=1658
   _globals['_INPUTREQUEST']._serialized_start=68
   _globals['_INPUTREQUEST']._serialized_end=566
   _globals['_QUESTION']._serialized_start=568
@@ -49,15 +50,15 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_QUESTIONOPTION']._serialized_start=679
   _globals['_QUESTIONOPTION']._serialized_end=731
   _globals['_INPUTRESPONSE']._serialized_start=734
-  _globals['_INPUTRESPONSE']._serialized_end=865
-  _globals['_ALLOW']._serialized_start=867
-  _globals['_ALLOW']._serialized_end=957
-  _globals['_DENY']._serialized_start=959
-  _globals['_DENY']._serialized_end=1001
-  _globals['_ANSWERS']._serialized_start=1004
-  _globals['_ANSWERS']._serialized_end=1134
-  _globals['_ANSWERS_QUESTIONSENTRY']._serialized_start=1068
-  _globals['_ANSWERS_QUESTIONSENTRY']._serialized_end=1134
-  _globals['_ANSWER']._serialized_start=1136
-  _globals['_ANSWER']._serialized_end=1160
+  _globals['_INPUTRESPONSE']._serialized_end=863
+  _globals['_ALLOW']._serialized_start=865
+  _globals['_ALLOW']._serialized_end=955
+  _globals['_DENY']._serialized_start=957
+  _globals['_DENY']._serialized_end=999
+  _globals['_ANSWERS']._serialized_start=1002
+  _globals['_ANSWERS']._serialized_end=1136
+  _globals['_ANSWERS_BYQUESTIONENTRY']._serialized_start=1069
+  _globals['_ANSWERS_BYQUESTIONENTRY']._serialized_end=1136
+  _globals['_ANSWER']._serialized_start=1138
+  _globals['_ANSWER']._serialized_end=1162
 # @@protoc_insertion_point(module_scope)

@@ -324,13 +324,13 @@ class InputResponse(_message.Message):
         deny: Global___Deny | None = ...,
         answers: Global___Answers | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["allow", b"allow", "answers", b"answers", "deny", b"deny", "response", b"response"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["allow", b"allow", "answers", b"answers", "choice", b"choice", "deny", b"deny"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow", b"allow", "answers", b"answers", "deny", b"deny", "response", b"response"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow", b"allow", "answers", b"answers", "choice", b"choice", "deny", b"deny"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_response: _TypeAlias = _typing.Literal["allow", "deny", "answers"]  # noqa: Y015
-    _WhichOneofArgType_response: _TypeAlias = _typing.Literal["response", b"response"]  # noqa: Y015
-    def WhichOneof(self, oneof_group: _WhichOneofArgType_response) -> _WhichOneofReturnType_response | None: ...
+    _WhichOneofReturnType_choice: _TypeAlias = _typing.Literal["allow", "deny", "answers"]  # noqa: Y015
+    _WhichOneofArgType_choice: _TypeAlias = _typing.Literal["choice", b"choice"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_choice) -> _WhichOneofReturnType_choice | None: ...
 
 Global___InputResponse: _TypeAlias = InputResponse  # noqa: Y015
 
@@ -397,7 +397,7 @@ class Answers(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     @_typing.final
-    class QuestionsEntry(_message.Message):
+    class ByQuestionEntry(_message.Message):
         DESCRIPTOR: _descriptor.Descriptor
 
         KEY_FIELD_NUMBER: _builtins.int
@@ -417,19 +417,19 @@ class Answers(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-    QUESTIONS_FIELD_NUMBER: _builtins.int
+    BY_QUESTION_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def questions(self) -> _containers.MessageMap[_builtins.str, Global___Answer]:
+    def by_question(self) -> _containers.MessageMap[_builtins.str, Global___Answer]:
         """By the text of the question. Every question of the request has one."""
 
     def __init__(
         self,
         *,
-        questions: _abc.Mapping[_builtins.str, Global___Answer] | None = ...,
+        by_question: _abc.Mapping[_builtins.str, Global___Answer] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["questions", b"questions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["by_question", b"by_question"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -26,7 +26,9 @@ if _version_not_supported:
 
 
 class InputServiceStub(object):
-    """Input requests: what waits for a person, and the answers.
+    """Input requests: what waits for a person, and the answers. Every call can fail
+    with FIELD_*, TENANT_NOT_FOUND, STORE_UNAVAILABLE, SERVER_STOPPING and INTERNAL
+    besides what it names.
     """
 
     def __init__(self, channel):
@@ -58,7 +60,9 @@ class InputServiceStub(object):
 
 
 class InputServiceServicer(object):
-    """Input requests: what waits for a person, and the answers.
+    """Input requests: what waits for a person, and the answers. Every call can fail
+    with FIELD_*, TENANT_NOT_FOUND, STORE_UNAVAILABLE, SERVER_STOPPING and INTERNAL
+    besides what it names.
     """
 
     def GetInputRequest(self, request, context):
@@ -125,7 +129,9 @@ def add_InputServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class InputService(object):
-    """Input requests: what waits for a person, and the answers.
+    """Input requests: what waits for a person, and the answers. Every call can fail
+    with FIELD_*, TENANT_NOT_FOUND, STORE_UNAVAILABLE, SERVER_STOPPING and INTERNAL
+    besides what it names.
     """
 
     @staticmethod

@@ -27,7 +27,10 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class InputServiceStub:
-    """Input requests: what waits for a person, and the answers."""
+    """Input requests: what waits for a person, and the answers. Every call can fail
+    with FIELD_*, TENANT_NOT_FOUND, STORE_UNAVAILABLE, SERVER_STOPPING and INTERNAL
+    besides what it names.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -50,7 +53,10 @@ class InputServiceStub:
 
 @_typing.type_check_only
 class InputServiceAsyncStub(InputServiceStub):
-    """Input requests: what waits for a person, and the answers."""
+    """Input requests: what waits for a person, and the answers. Every call can fail
+    with FIELD_*, TENANT_NOT_FOUND, STORE_UNAVAILABLE, SERVER_STOPPING and INTERNAL
+    besides what it names.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetInputRequest: _aio.UnaryUnaryMultiCallable[_input_service_pb2.GetInputRequestRequest, _input_service_pb2.GetInputRequestResponse]  # type: ignore[assignment]
@@ -69,7 +75,10 @@ class InputServiceAsyncStub(InputServiceStub):
     """
 
 class InputServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Input requests: what waits for a person, and the answers."""
+    """Input requests: what waits for a person, and the answers. Every call can fail
+    with FIELD_*, TENANT_NOT_FOUND, STORE_UNAVAILABLE, SERVER_STOPPING and INTERNAL
+    besides what it names.
+    """
 
     @_abc_1.abstractmethod
     def GetInputRequest(

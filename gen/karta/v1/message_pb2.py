@@ -24,13 +24,14 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16karta/v1/message.proto\x12\x08karta.v1\"(\n\x07Message\x12\x1d\n\x05parts\x18\x01 \x03(\x0b\x32\x0e.karta.v1.Part\"!\n\x04Part\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x42\t\n\x07\x63ontentb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16karta/v1/message.proto\x12\x08karta.v1\"(\n\x07Message\x12\x1d\n\x05parts\x18\x01 \x03(\x0b\x32\x0e.karta.v1.Part\"!\n\x04Part\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x42\t\n\x07\x63ontentB.\n\x0bsh.karta.v1P\x01Z\x1dkarta.sh/gen/karta/v1;kartav1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'karta.v1.message_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-  DESCRIPTOR._loaded_options = None
+  _globals['DESCRIPTOR']._loaded_options = None
+  _globals['DESCRIPTOR']._serialized_options = b'\n\013sh.karta.v1P\001Z\035karta.sh/gen/karta/v1;kartav1'
   _globals['_MESSAGE']._serialized_start=36
   _globals['_MESSAGE']._serialized_end=76
   _globals['_PART']._serialized_start=78

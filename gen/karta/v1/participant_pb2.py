@@ -25,13 +25,14 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1akarta/v1/participant.proto\x12\x08karta.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xbc\x01\n\x0bParticipant\x12\x16\n\x0eparticipant_id\x18\x01 \x01(\t\x12\'\n\x04kind\x18\x02 \x01(\x0e\x32\x19.karta.v1.ParticipantKind\x12\x14\n\x0c\x64isplay_name\x18\x03 \x01(\t\x12\'\n\x04role\x18\x04 \x01(\x0e\x32\x19.karta.v1.ParticipantRole\x12-\n\tjoin_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp*k\n\x0fParticipantKind\x12 \n\x1cPARTICIPANT_KIND_UNSPECIFIED\x10\x00\x12\x1a\n\x16PARTICIPANT_KIND_HUMAN\x10\x01\x12\x1a\n\x16PARTICIPANT_KIND_AGENT\x10\x02*\x8b\x01\n\x0fParticipantRole\x12 \n\x1cPARTICIPANT_ROLE_UNSPECIFIED\x10\x00\x12\x1a\n\x16PARTICIPANT_ROLE_OWNER\x10\x01\x12\x1b\n\x17PARTICIPANT_ROLE_MEMBER\x10\x02\x12\x1d\n\x19PARTICIPANT_ROLE_OBSERVER\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1akarta/v1/participant.proto\x12\x08karta.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xbc\x01\n\x0bParticipant\x12\x16\n\x0eparticipant_id\x18\x01 \x01(\t\x12\'\n\x04kind\x18\x02 \x01(\x0e\x32\x19.karta.v1.ParticipantKind\x12\x14\n\x0c\x64isplay_name\x18\x03 \x01(\t\x12\'\n\x04role\x18\x04 \x01(\x0e\x32\x19.karta.v1.ParticipantRole\x12-\n\tjoin_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp*k\n\x0fParticipantKind\x12 \n\x1cPARTICIPANT_KIND_UNSPECIFIED\x10\x00\x12\x1a\n\x16PARTICIPANT_KIND_HUMAN\x10\x01\x12\x1a\n\x16PARTICIPANT_KIND_AGENT\x10\x02*\x8b\x01\n\x0fParticipantRole\x12 \n\x1cPARTICIPANT_ROLE_UNSPECIFIED\x10\x00\x12\x1a\n\x16PARTICIPANT_ROLE_OWNER\x10\x01\x12\x1b\n\x17PARTICIPANT_ROLE_MEMBER\x10\x02\x12\x1d\n\x19PARTICIPANT_ROLE_OBSERVER\x10\x03\x42.\n\x0bsh.karta.v1P\x01Z\x1dkarta.sh/gen/karta/v1;kartav1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'karta.v1.participant_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-  DESCRIPTOR._loaded_options = None
+  _globals['DESCRIPTOR']._loaded_options = None
+  _globals['DESCRIPTOR']._serialized_options = b'\n\013sh.karta.v1P\001Z\035karta.sh/gen/karta/v1;kartav1'
   _globals['_PARTICIPANTKIND']._serialized_start=264
   _globals['_PARTICIPANTKIND']._serialized_end=371
   _globals['_PARTICIPANTROLE']._serialized_start=374

@@ -25,13 +25,14 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15karta/v1/server.proto\x12\x08karta.v1\x1a\x1egoogle/protobuf/duration.proto\"\xa4\x01\n\nServerInfo\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x13\n\x0binstance_id\x18\x02 \x01(\t\x12 \n\x06limits\x18\x03 \x01(\x0b\x32\x10.karta.v1.Limits\x12\x35\n\x12heartbeat_interval\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x17\n\x0f\x64\x65\x66\x61ult_harness\x18\x05 \x01(\t\"\xc6\x03\n\x06Limits\x12\x19\n\x11max_message_bytes\x18\x01 \x01(\x04\x12\x1c\n\x14max_metadata_entries\x18\x02 \x01(\r\x12\x1e\n\x16max_metadata_key_bytes\x18\x03 \x01(\r\x12 \n\x18max_metadata_value_bytes\x18\x04 \x01(\r\x12\x17\n\x0fmax_title_bytes\x18\x05 \x01(\r\x12\x18\n\x10max_participants\x18\x06 \x01(\r\x12\x18\n\x10max_queued_turns\x18\x07 \x01(\r\x12\x19\n\x11max_running_turns\x18\x08 \x01(\r\x12\x1a\n\x12max_pending_inputs\x18\t \x01(\r\x12\x18\n\x10max_open_streams\x18\n \x01(\r\x12\x15\n\rmax_page_size\x18\x0b \x01(\r\x12\x1b\n\x13max_tool_text_bytes\x18\x0c \x01(\x04\x12\x19\n\x11max_request_bytes\x18\r \x01(\x04\x12\x1a\n\x12max_response_bytes\x18\x0e \x01(\x04\x12\x1c\n\x14max_request_id_bytes\x18\x0f \x01(\r\x12\x1a\n\x12max_live_harnesses\x18\x10 \x01(\rb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15karta/v1/server.proto\x12\x08karta.v1\x1a\x1egoogle/protobuf/duration.proto\"\xa4\x01\n\nServerInfo\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x13\n\x0binstance_id\x18\x02 \x01(\t\x12 \n\x06limits\x18\x03 \x01(\x0b\x32\x10.karta.v1.Limits\x12\x35\n\x12heartbeat_interval\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x17\n\x0f\x64\x65\x66\x61ult_harness\x18\x05 \x01(\t\"\xc6\x03\n\x06Limits\x12\x19\n\x11max_message_bytes\x18\x01 \x01(\x04\x12\x1c\n\x14max_metadata_entries\x18\x02 \x01(\r\x12\x1e\n\x16max_metadata_key_bytes\x18\x03 \x01(\r\x12 \n\x18max_metadata_value_bytes\x18\x04 \x01(\r\x12\x17\n\x0fmax_title_bytes\x18\x05 \x01(\r\x12\x18\n\x10max_participants\x18\x06 \x01(\r\x12\x18\n\x10max_queued_turns\x18\x07 \x01(\r\x12\x19\n\x11max_running_turns\x18\x08 \x01(\r\x12\x1a\n\x12max_pending_inputs\x18\t \x01(\r\x12\x18\n\x10max_open_streams\x18\n \x01(\r\x12\x15\n\rmax_page_size\x18\x0b \x01(\r\x12\x1b\n\x13max_tool_text_bytes\x18\x0c \x01(\x04\x12\x19\n\x11max_request_bytes\x18\r \x01(\x04\x12\x1a\n\x12max_response_bytes\x18\x0e \x01(\x04\x12\x1c\n\x14max_request_id_bytes\x18\x0f \x01(\r\x12\x1a\n\x12max_live_harnesses\x18\x10 \x01(\rB.\n\x0bsh.karta.v1P\x01Z\x1dkarta.sh/gen/karta/v1;kartav1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'karta.v1.server_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-  DESCRIPTOR._loaded_options = None
+  _globals['DESCRIPTOR']._loaded_options = None
+  _globals['DESCRIPTOR']._serialized_options = b'\n\013sh.karta.v1P\001Z\035karta.sh/gen/karta/v1;kartav1'
   _globals['_SERVERINFO']._serialized_start=68
   _globals['_SERVERINFO']._serialized_end=232
   _globals['_LIMITS']._serialized_start=235

@@ -25,13 +25,14 @@ _sym_db = _symbol_database.Default()
 from karta.v1 import server_pb2 as karta_dot_v1_dot_server__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dkarta/v1/server_service.proto\x12\x08karta.v1\x1a\x15karta/v1/server.proto\"\x16\n\x14GetServerInfoRequest\"=\n\x15GetServerInfoResponse\x12$\n\x06server\x18\x01 \x01(\x0b\x32\x14.karta.v1.ServerInfo2a\n\rServerService\x12P\n\rGetServerInfo\x12\x1e.karta.v1.GetServerInfoRequest\x1a\x1f.karta.v1.GetServerInfoResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dkarta/v1/server_service.proto\x12\x08karta.v1\x1a\x15karta/v1/server.proto\"\x16\n\x14GetServerInfoRequest\"=\n\x15GetServerInfoResponse\x12$\n\x06server\x18\x01 \x01(\x0b\x32\x14.karta.v1.ServerInfo2a\n\rServerService\x12P\n\rGetServerInfo\x12\x1e.karta.v1.GetServerInfoRequest\x1a\x1f.karta.v1.GetServerInfoResponseB.\n\x0bsh.karta.v1P\x01Z\x1dkarta.sh/gen/karta/v1;kartav1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'karta.v1.server_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-  DESCRIPTOR._loaded_options = None
+  _globals['DESCRIPTOR']._loaded_options = None
+  _globals['DESCRIPTOR']._serialized_options = b'\n\013sh.karta.v1P\001Z\035karta.sh/gen/karta/v1;kartav1'
   _globals['_GETSERVERINFOREQUEST']._serialized_start=66
   _globals['_GETSERVERINFOREQUEST']._serialized_end=88
   _globals['_GETSERVERINFORESPONSE']._serialized_start=90

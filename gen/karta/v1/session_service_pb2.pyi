@@ -653,7 +653,9 @@ class WatchSessionRequest(_message.Message):
     """
     @_builtins.property
     def kinds(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Only these event types (names of Event.kind's fields), unless empty."""
+        """Only these event types (names of Event.kind's fields as event.proto
+        writes them, such as "tool_use"), unless empty.
+        """
 
     @_builtins.property
     def heartbeat_interval(self) -> _duration_pb2.Duration:

@@ -27,7 +27,9 @@ if _version_not_supported:
 
 class SessionServiceStub(object):
     """Sessions: durable conversations, found again by what the application knows
-    them by, each with one log.
+    them by, each with one log. Every call can fail with FIELD_*,
+    TENANT_NOT_FOUND, STORE_UNAVAILABLE, SERVER_STOPPING and INTERNAL besides what
+    it names.
     """
 
     def __init__(self, channel):
@@ -85,7 +87,9 @@ class SessionServiceStub(object):
 
 class SessionServiceServicer(object):
     """Sessions: durable conversations, found again by what the application knows
-    them by, each with one log.
+    them by, each with one log. Every call can fail with FIELD_*,
+    TENANT_NOT_FOUND, STORE_UNAVAILABLE, SERVER_STOPPING and INTERNAL besides what
+    it names.
     """
 
     def CreateSession(self, request, context):
@@ -155,7 +159,9 @@ class SessionServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def WatchSession(self, request, context):
-        """Streams the session's log from any point of it. Errors: SESSION_NOT_FOUND,
+        """Streams the session's log from any point of it. With `follow` it ends only
+        with an error: SERVER_STOPPING or a lost connection (watch again behind the
+        last sequence), SESSION_NOT_FOUND (the session was deleted). Errors: SESSION_NOT_FOUND,
         SEQUENCE_OUT_OF_RANGE, EVENTS_TRIMMED, FIELD_INVALID, LIMIT_REACHED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -220,7 +226,9 @@ def add_SessionServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class SessionService(object):
     """Sessions: durable conversations, found again by what the application knows
-    them by, each with one log.
+    them by, each with one log. Every call can fail with FIELD_*,
+    TENANT_NOT_FOUND, STORE_UNAVAILABLE, SERVER_STOPPING and INTERNAL besides what
+    it names.
     """
 
     @staticmethod

@@ -28,7 +28,9 @@ GRPC_VERSION: str
 
 class SessionServiceStub:
     """Sessions: durable conversations, found again by what the application knows
-    them by, each with one log.
+    them by, each with one log. Every call can fail with FIELD_*,
+    TENANT_NOT_FOUND, STORE_UNAVAILABLE, SERVER_STOPPING and INTERNAL besides what
+    it names.
     """
 
     @_typing.overload
@@ -68,14 +70,18 @@ class SessionServiceStub:
     PARTICIPANT_NOT_FOUND, PARTICIPANT_IS_NOT_OWNER.
     """
     WatchSession: _grpc.UnaryStreamMultiCallable[_session_service_pb2.WatchSessionRequest, _session_service_pb2.WatchSessionResponse]
-    """Streams the session's log from any point of it. Errors: SESSION_NOT_FOUND,
+    """Streams the session's log from any point of it. With `follow` it ends only
+    with an error: SERVER_STOPPING or a lost connection (watch again behind the
+    last sequence), SESSION_NOT_FOUND (the session was deleted). Errors: SESSION_NOT_FOUND,
     SEQUENCE_OUT_OF_RANGE, EVENTS_TRIMMED, FIELD_INVALID, LIMIT_REACHED.
     """
 
 @_typing.type_check_only
 class SessionServiceAsyncStub(SessionServiceStub):
     """Sessions: durable conversations, found again by what the application knows
-    them by, each with one log.
+    them by, each with one log. Every call can fail with FIELD_*,
+    TENANT_NOT_FOUND, STORE_UNAVAILABLE, SERVER_STOPPING and INTERNAL besides what
+    it names.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -112,13 +118,17 @@ class SessionServiceAsyncStub(SessionServiceStub):
     PARTICIPANT_NOT_FOUND, PARTICIPANT_IS_NOT_OWNER.
     """
     WatchSession: _aio.UnaryStreamMultiCallable[_session_service_pb2.WatchSessionRequest, _session_service_pb2.WatchSessionResponse]  # type: ignore[assignment]
-    """Streams the session's log from any point of it. Errors: SESSION_NOT_FOUND,
+    """Streams the session's log from any point of it. With `follow` it ends only
+    with an error: SERVER_STOPPING or a lost connection (watch again behind the
+    last sequence), SESSION_NOT_FOUND (the session was deleted). Errors: SESSION_NOT_FOUND,
     SEQUENCE_OUT_OF_RANGE, EVENTS_TRIMMED, FIELD_INVALID, LIMIT_REACHED.
     """
 
 class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
     """Sessions: durable conversations, found again by what the application knows
-    them by, each with one log.
+    them by, each with one log. Every call can fail with FIELD_*,
+    TENANT_NOT_FOUND, STORE_UNAVAILABLE, SERVER_STOPPING and INTERNAL besides what
+    it names.
     """
 
     @_abc_1.abstractmethod
@@ -207,7 +217,9 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _session_service_pb2.WatchSessionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_session_service_pb2.WatchSessionResponse], _abc.AsyncIterator[_session_service_pb2.WatchSessionResponse]]:
-        """Streams the session's log from any point of it. Errors: SESSION_NOT_FOUND,
+        """Streams the session's log from any point of it. With `follow` it ends only
+        with an error: SERVER_STOPPING or a lost connection (watch again behind the
+        last sequence), SESSION_NOT_FOUND (the session was deleted). Errors: SESSION_NOT_FOUND,
         SEQUENCE_OUT_OF_RANGE, EVENTS_TRIMMED, FIELD_INVALID, LIMIT_REACHED.
         """
 

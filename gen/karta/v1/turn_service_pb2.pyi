@@ -114,7 +114,8 @@ class RunTurnRequest(_message.Message):
 
     @_builtins.property
     def kinds(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Only these event types (names of Event.kind's fields), unless empty.
+        """Only these event types (names of Event.kind's fields as event.proto
+        writes them, such as "tool_use"), unless empty.
         turn_finished always comes.
         """
 
@@ -189,7 +190,8 @@ class WatchTurnRequest(_message.Message):
     """Begin behind this event of the session; 0 means the turn's first."""
     @_builtins.property
     def kinds(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Only these event types (names of Event.kind's fields), unless empty.
+        """Only these event types (names of Event.kind's fields as event.proto
+        writes them, such as "tool_use"), unless empty.
         turn_finished always comes.
         """
 
@@ -620,7 +622,8 @@ class OpenConversation(_message.Message):
     """
     @_builtins.property
     def kinds(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Only these event types (names of Event.kind's fields), unless empty.
+        """Only these event types (names of Event.kind's fields as event.proto
+        writes them, such as "tool_use"), unless empty.
         turn_finished always comes.
         """
 
@@ -655,10 +658,10 @@ class ConverseResponse(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    EVENTS_FIELD_NUMBER: _builtins.int
+    FRAME_FIELD_NUMBER: _builtins.int
     COMMAND_RESULT_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def events(self) -> _event_pb2.EventFrame:
+    def frame(self) -> _event_pb2.EventFrame:
         """Events of the session, or a heartbeat."""
 
     @_builtins.property
@@ -668,16 +671,16 @@ class ConverseResponse(_message.Message):
     def __init__(
         self,
         *,
-        events: _event_pb2.EventFrame | None = ...,
+        frame: _event_pb2.EventFrame | None = ...,
         command_result: Global___CommandResult | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["command_result", b"command_result", "events", b"events", "frame", b"frame"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["command_result", b"command_result", "content", b"content", "frame", b"frame"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["command_result", b"command_result", "events", b"events", "frame", b"frame"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["command_result", b"command_result", "content", b"content", "frame", b"frame"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_frame: _TypeAlias = _typing.Literal["events", "command_result"]  # noqa: Y015
-    _WhichOneofArgType_frame: _TypeAlias = _typing.Literal["frame", b"frame"]  # noqa: Y015
-    def WhichOneof(self, oneof_group: _WhichOneofArgType_frame) -> _WhichOneofReturnType_frame | None: ...
+    _WhichOneofReturnType_content: _TypeAlias = _typing.Literal["frame", "command_result"]  # noqa: Y015
+    _WhichOneofArgType_content: _TypeAlias = _typing.Literal["content", b"content"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_content) -> _WhichOneofReturnType_content | None: ...
 
 Global___ConverseResponse: _TypeAlias = ConverseResponse  # noqa: Y015
 

@@ -27,7 +27,9 @@ if _version_not_supported:
 
 class TurnServiceStub(object):
     """Turns: messages to agents and what the agents do to answer them. One turn of
-    a session is active at a time.
+    a session is active at a time. Every call can fail with FIELD_*,
+    TENANT_NOT_FOUND, STORE_UNAVAILABLE, SERVER_STOPPING and INTERNAL besides what
+    it names.
     """
 
     def __init__(self, channel):
@@ -85,7 +87,9 @@ class TurnServiceStub(object):
 
 class TurnServiceServicer(object):
     """Turns: messages to agents and what the agents do to answer them. One turn of
-    a session is active at a time.
+    a session is active at a time. Every call can fail with FIELD_*,
+    TENANT_NOT_FOUND, STORE_UNAVAILABLE, SERVER_STOPPING and INTERNAL besides what
+    it names.
     """
 
     def StartTurn(self, request, context):
@@ -225,7 +229,9 @@ def add_TurnServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class TurnService(object):
     """Turns: messages to agents and what the agents do to answer them. One turn of
-    a session is active at a time.
+    a session is active at a time. Every call can fail with FIELD_*,
+    TENANT_NOT_FOUND, STORE_UNAVAILABLE, SERVER_STOPPING and INTERNAL besides what
+    it names.
     """
 
     @staticmethod

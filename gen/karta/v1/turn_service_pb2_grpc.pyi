@@ -28,7 +28,9 @@ GRPC_VERSION: str
 
 class TurnServiceStub:
     """Turns: messages to agents and what the agents do to answer them. One turn of
-    a session is active at a time.
+    a session is active at a time. Every call can fail with FIELD_*,
+    TENANT_NOT_FOUND, STORE_UNAVAILABLE, SERVER_STOPPING and INTERNAL besides what
+    it names.
     """
 
     @_typing.overload
@@ -81,7 +83,9 @@ class TurnServiceStub:
 @_typing.type_check_only
 class TurnServiceAsyncStub(TurnServiceStub):
     """Turns: messages to agents and what the agents do to answer them. One turn of
-    a session is active at a time.
+    a session is active at a time. Every call can fail with FIELD_*,
+    TENANT_NOT_FOUND, STORE_UNAVAILABLE, SERVER_STOPPING and INTERNAL besides what
+    it names.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -130,7 +134,9 @@ class TurnServiceAsyncStub(TurnServiceStub):
 
 class TurnServiceServicer(metaclass=_abc_1.ABCMeta):
     """Turns: messages to agents and what the agents do to answer them. One turn of
-    a session is active at a time.
+    a session is active at a time. Every call can fail with FIELD_*,
+    TENANT_NOT_FOUND, STORE_UNAVAILABLE, SERVER_STOPPING and INTERNAL besides what
+    it names.
     """
 
     @_abc_1.abstractmethod

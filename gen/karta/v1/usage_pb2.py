@@ -24,13 +24,14 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14karta/v1/usage.proto\x12\x08karta.v1\"\x95\x01\n\x05Usage\x12\x14\n\x0cinput_tokens\x18\x01 \x01(\x04\x12\x15\n\routput_tokens\x18\x02 \x01(\x04\x12\x19\n\x11\x63\x61\x63he_read_tokens\x18\x03 \x01(\x04\x12\x1a\n\x12\x63\x61\x63he_write_tokens\x18\x04 \x01(\x04\x12\x18\n\x0b\x63ost_micros\x18\x05 \x01(\x04H\x00\x88\x01\x01\x42\x0e\n\x0c_cost_microsb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14karta/v1/usage.proto\x12\x08karta.v1\"\x9d\x01\n\x05Usage\x12\x14\n\x0cinput_tokens\x18\x01 \x01(\x04\x12\x15\n\routput_tokens\x18\x02 \x01(\x04\x12\x19\n\x11\x63\x61\x63he_read_tokens\x18\x03 \x01(\x04\x12\x1a\n\x12\x63\x61\x63he_write_tokens\x18\x04 \x01(\x04\x12\x1c\n\x0f\x63ost_usd_micros\x18\x05 \x01(\x04H\x00\x88\x01\x01\x42\x12\n\x10_cost_usd_microsB.\n\x0bsh.karta.v1P\x01Z\x1dkarta.sh/gen/karta/v1;kartav1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'karta.v1.usage_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-  DESCRIPTOR._loaded_options = None
+  _globals['DESCRIPTOR']._loaded_options = None
+  _globals['DESCRIPTOR']._serialized_options = b'\n\013sh.karta.v1P\001Z\035karta.sh/gen/karta/v1;kartav1'
   _globals['_USAGE']._serialized_start=35
-  _globals['_USAGE']._serialized_end=184
+  _globals['_USAGE']._serialized_end=192
 # @@protoc_insertion_point(module_scope)

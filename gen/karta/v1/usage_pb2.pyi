@@ -26,7 +26,7 @@ class Usage(_message.Message):
     OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
     CACHE_READ_TOKENS_FIELD_NUMBER: _builtins.int
     CACHE_WRITE_TOKENS_FIELD_NUMBER: _builtins.int
-    COST_MICROS_FIELD_NUMBER: _builtins.int
+    COST_USD_MICROS_FIELD_NUMBER: _builtins.int
     input_tokens: _builtins.int
     """Tokens read by the model that no cache had, including those written to the
     cache.
@@ -37,7 +37,7 @@ class Usage(_message.Message):
     """Tokens read from the provider's cache."""
     cache_write_tokens: _builtins.int
     """Those of input_tokens that were written to the provider's cache."""
-    cost_micros: _builtins.int
+    cost_usd_micros: _builtins.int
     """Cost in millionths of a US dollar, as the harness reports it. Absent when
     it is unknown; 0 means free.
     """
@@ -48,14 +48,14 @@ class Usage(_message.Message):
         output_tokens: _builtins.int = ...,
         cache_read_tokens: _builtins.int = ...,
         cache_write_tokens: _builtins.int = ...,
-        cost_micros: _builtins.int | None = ...,
+        cost_usd_micros: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_cost_micros", b"_cost_micros", "cost_micros", b"cost_micros"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cost_usd_micros", b"_cost_usd_micros", "cost_usd_micros", b"cost_usd_micros"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cost_micros", b"_cost_micros", "cache_read_tokens", b"cache_read_tokens", "cache_write_tokens", b"cache_write_tokens", "cost_micros", b"cost_micros", "input_tokens", b"input_tokens", "output_tokens", b"output_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cost_usd_micros", b"_cost_usd_micros", "cache_read_tokens", b"cache_read_tokens", "cache_write_tokens", b"cache_write_tokens", "cost_usd_micros", b"cost_usd_micros", "input_tokens", b"input_tokens", "output_tokens", b"output_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType__cost_micros: _TypeAlias = _typing.Literal["cost_micros"]  # noqa: Y015
-    _WhichOneofArgType__cost_micros: _TypeAlias = _typing.Literal["_cost_micros", b"_cost_micros"]  # noqa: Y015
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__cost_micros) -> _WhichOneofReturnType__cost_micros | None: ...
+    _WhichOneofReturnType__cost_usd_micros: _TypeAlias = _typing.Literal["cost_usd_micros"]  # noqa: Y015
+    _WhichOneofArgType__cost_usd_micros: _TypeAlias = _typing.Literal["_cost_usd_micros", b"_cost_usd_micros"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cost_usd_micros) -> _WhichOneofReturnType__cost_usd_micros | None: ...
 
 Global___Usage: _TypeAlias = Usage  # noqa: Y015

@@ -97,9 +97,9 @@ class Approvals:
             del self._waiting[tool_use_id]
 
     def _decision(self, tool: str, tool_input: dict[str, Any], response: v1.InputResponse) -> Decision:
-        kind = response.WhichOneof("response")
+        kind = response.WhichOneof("choice")
         if kind == "answers" and tool == QUESTION_TOOL:
-            answers = {text: ", ".join(answer.labels) for text, answer in response.answers.questions.items()}
+            answers = {text: ", ".join(answer.labels) for text, answer in response.answers.by_question.items()}
             return PermissionResultAllow(updated_input={**tool_input, "answers": answers})
         if kind == "allow" and tool != QUESTION_TOOL:
             return self._allow(tool, tool_input, response.allow)

@@ -26,7 +26,7 @@ class Memory:
     """Whether a process ran a named agent: Claude Code then comes back to it unless told otherwise."""
     model: str = ""
     """The model of processes whose agent asks for none; empty while unknown."""
-    cost_micros: int = 0
+    cost_usd_micros: int = 0
     """The conversation's cumulative cost as last reported, in millionths of a US dollar."""
 
     @classmethod

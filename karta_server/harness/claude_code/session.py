@@ -63,7 +63,7 @@ class ClaudeCodeSession(HarnessSession):
         self._settings = settings
         self._program = program
         self._memory = Memory.load(session_id, memory)
-        self._cost = CostMeter(self._memory.cost_micros)
+        self._cost = CostMeter(self._memory.cost_usd_micros)
         self._approvals = Approvals()
         self._process: ClaudeProcess | None = None
         self._launch: Launch | None = None
@@ -215,7 +215,7 @@ class ClaudeCodeSession(HarnessSession):
         events = list(translator.events(item))
         if isinstance(item, ResultMessage):
             self._memory.turns += 1
-            self._memory.cost_micros = self._cost.last_micros
+            self._memory.cost_usd_micros = self._cost.last_micros
         yield from events
 
 

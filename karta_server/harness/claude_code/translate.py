@@ -184,7 +184,7 @@ class Translator:
         finished = v1.TurnFinished(state=v1.TURN_STATE_COMPLETED, usage=to_usage(result.usage))
         cost = self._cost.charge(result.total_cost_usd)
         if cost is not None:
-            finished.usage.cost_micros = cost
+            finished.usage.cost_usd_micros = cost
         if (result.terminal_reason or "").startswith("aborted"):
             finished.state = v1.TURN_STATE_CANCELLED
         elif result.is_error:

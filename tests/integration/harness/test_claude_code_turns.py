@@ -30,8 +30,8 @@ async def test_streams_a_turn(claude: Claude) -> None:
     assert step.reason == "end_turn"
     assert step.usage.output_tokens == (len("hm, let me see") + len(text)) // 4
     assert (step.usage.cache_read_tokens, step.usage.cache_write_tokens) == (11, 7)
-    assert end.usage.cost_micros > 0
-    step.usage.cost_micros = end.usage.cost_micros
+    assert end.usage.cost_usd_micros > 0
+    step.usage.cost_usd_micros = end.usage.cost_usd_micros
     assert end.usage == step.usage
     parts = {event.WhichOneof("kind"): event.part_id for event in events if event.part_id}
     assert len(set(parts.values())) == 2
@@ -73,15 +73,15 @@ async def test_remembers_within_a_process_and_after_it(claude: Claude) -> None:
 
 async def test_charges_each_turn_for_itself(claude: Claude) -> None:
     first = await claude.open()
-    costs = [finished(await run(first, text)).usage.cost_micros for text in ("one", "two")]
+    costs = [finished(await run(first, text)).usage.cost_usd_micros for text in ("one", "two")]
     await first.close()
     second = await claude.open(first.memory)
-    costs.append(finished(await run(second, "three")).usage.cost_micros)
+    costs.append(finished(await run(second, "three")).usage.cost_usd_micros)
 
     assert all(cost > 0 for cost in costs)
     # The conversation's total would be at least twice as much as the dearest of three alike turns.
     assert max(costs) < 2 * min(costs)
-    assert json.loads(second.memory)["cost_micros"] == sum(costs)
+    assert json.loads(second.memory)["cost_usd_micros"] == sum(costs)
 
 
 async def test_sessions_run_in_parallel(claude: Claude) -> None:

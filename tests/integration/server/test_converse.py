@@ -28,7 +28,7 @@ async def test_a_turn_with_an_approval_on_one_stream(api: Api) -> None:
         response = await stream.read()
         if response.HasField("command_result"):
             results[response.command_result.command_id] = response.command_result
-        for event in response.events.events:
+        for event in response.frame.events:
             events.append(event)
             if event.HasField("input_required"):
                 respond = v1.RespondToInputRequest(
@@ -61,7 +61,7 @@ async def test_a_failed_command_fails_alone(api: Api) -> None:
     results: dict[str, v1.CommandResult] = {}
     events: list[v1.Event] = []
     async for response in api.turns.Converse(commands()):
-        events += response.events.events
+        events += response.frame.events
         if response.HasField("command_result"):
             results[response.command_result.command_id] = response.command_result
     reasons = {key: result.error.reason for key, result in results.items() if result.HasField("error")}
@@ -97,7 +97,7 @@ async def test_cancel_on_the_stream_and_history_from_the_beginning(api: Api) -> 
     events: list[v1.Event] = []
     cancelled = v1.Turn()
     async for response in api.turns.Converse(commands()):
-        events += response.events.events
+        events += response.frame.events
         if response.command_result.HasField("cancelled"):
             cancelled = response.command_result.cancelled.turn
     assert cancelled.state == v1.TURN_STATE_CANCELLED
@@ -113,7 +113,7 @@ async def test_many_conversations_of_one_session_see_each_other(api: Api) -> Non
             yield v1.ConverseRequest(command_id="1", open=opening)
             yield v1.ConverseRequest(command_id="2", start_turn=message(f"{number}"))
 
-        return [e async for response in api.turns.Converse(commands()) for e in response.events.events]
+        return [e async for response in api.turns.Converse(commands()) for e in response.frame.events]
 
     seen = await asyncio.gather(*(converse(number) for number in range(10)))
     everything = await api.events(session)

@@ -99,10 +99,10 @@ async def test_a_question_is_answered_by_its_text(api: Api) -> None:
     with Refused(INVALID, "FIELD_REQUIRED"):
         await api.respond(request, answers=v1.Answers())
     with Refused(INVALID, "FIELD_INVALID"):
-        await api.respond(request, answers=v1.Answers(questions={"Which?": v1.Answer(labels=["Red"])}))
+        await api.respond(request, answers=v1.Answers(by_question={"Which?": v1.Answer(labels=["Red"])}))
     with Refused(INVALID, "FIELD_INVALID"):
-        await api.respond(request, answers=v1.Answers(questions={"Which colour?": v1.Answer(labels=["Red", "Blue"])}))
-    await api.respond(request, answers=v1.Answers(questions={"Which colour?": v1.Answer(labels=["Blue"])}))
+        await api.respond(request, answers=v1.Answers(by_question={"Which colour?": v1.Answer(labels=["Red", "Blue"])}))
+    await api.respond(request, answers=v1.Answers(by_question={"Which colour?": v1.Answer(labels=["Blue"])}))
     assert (await api.wait(turn)).text == "thanks"
     result = next(e.tool_result for e in await api.events(session) if e.HasField("tool_result"))
     assert json.loads(result.output) == {"Which colour?": ["Blue"]}

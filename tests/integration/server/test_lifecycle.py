@@ -125,3 +125,22 @@ async def test_stopped_it_interrupts_what_waits_for_a_person(project: Path, envi
                 v1.ERROR_REASON_SERVER_STOPPING,
             )
             assert (await api.send(session, "still there?")).state == v1.TURN_STATE_COMPLETED
+
+
+async def test_stopped_it_tells_open_streams_and_waits_why(project: Path, environment: dict[str, str]) -> None:
+    with dev_serve(project, environment, "--listen", "127.0.0.1:0") as served:
+        async with connected(served.address) as api:
+            session = await api.create()
+            watch = api.sessions.WatchSession(v1.WatchSessionRequest(session_id=session.session_id, follow=True))
+            inputs = api.inputs.WatchInputRequests(v1.WatchInputRequestsRequest())
+            converse = api.turns.Converse()
+            opening = v1.OpenConversation(session_id=session.session_id)
+            await converse.write(v1.ConverseRequest(open=opening))
+            for stream in (watch, inputs, converse):
+                await stream.read()
+            served.process.send_signal(signal.SIGTERM)
+            for stream in (watch, inputs, converse):
+                with Refused(grpc.StatusCode.UNAVAILABLE, "SERVER_STOPPING"):
+                    while await stream.read() is not grpc.aio.EOF:
+                        pass
+            assert served.process.wait(20) == 0

@@ -170,7 +170,7 @@ func (c client) converse(ctx context.Context, sessionID, text string) (tool, fin
 		if failure := response.GetCommandResult().GetError(); failure != nil {
 			return "", "", fmt.Errorf("%s: %s", failure.GetReason(), failure.GetMessage())
 		}
-		for _, event := range response.GetEvents().GetEvents() {
+		for _, event := range response.GetFrame().GetEvents() {
 			switch kind := event.GetKind().(type) {
 			case *kartav1.Event_InputRequired:
 				asked := kind.InputRequired.GetInputRequest()
@@ -244,7 +244,7 @@ func startTurn(sessionID, text string) *kartav1.StartTurnRequest {
 func allow(inputRequestID string) *kartav1.RespondToInputRequest {
 	return &kartav1.RespondToInputRequest{
 		InputRequestId: inputRequestID,
-		Response:       &kartav1.InputResponse{Response: &kartav1.InputResponse_Allow{Allow: &kartav1.Allow{}}},
+		Response:       &kartav1.InputResponse{Choice: &kartav1.InputResponse_Allow{Allow: &kartav1.Allow{}}},
 	}
 }
 

@@ -98,17 +98,17 @@ async function converse(turns: Turns, sessionId: string, text: string) {
 
   let approvedTool = "";
   let finalText = "";
-  for await (const { frame } of turns.converse(commands)) {
-    if (frame.case === "commandResult" && frame.value.result.case === "error") {
-      const { reason, message } = frame.value.result.value;
+  for await (const { content } of turns.converse(commands)) {
+    if (content.case === "commandResult" && content.value.result.case === "error") {
+      const { reason, message } = content.value.result.value;
       throw new Error(`${ErrorReason[reason]}: ${message}`);
     }
-    for (const { kind } of frame.case === "events" ? frame.value.events : []) {
+    for (const { kind } of content.case === "frame" ? content.value.events : []) {
       switch (kind.case) {
         case "inputRequired": {
           const { inputRequestId = "", toolName = "" } = kind.value.inputRequest ?? {};
           approvedTool = toolName;
-          const response = { response: { case: "allow" as const, value: {} } };
+          const response = { choice: { case: "allow" as const, value: {} } };
           send({ commandId: "allow", command: { case: "respond", value: { inputRequestId, response } } });
           break;
         }

@@ -196,7 +196,7 @@ def test_the_callback_answers_all_that_wait_oldest_first(wire: Wire) -> None:
     both = v1.ListInputRequestsResponse(input_requests=[pending("new"), pending("old")])
     wire.answer("InputService.ListInputRequests", both)
     first = wire.answer("InputService.RespondToInput", v1.RespondToInputResponse())
-    assert (first.input_request_id, first.participant_id) == ("old", "alice")
+    assert (first.input_request_id, first.actor) == ("old", "alice")
     assert first.response.HasField("allow")
     # Somebody else was faster with the second: that is not this caller's failure.
     wire.fail("InputService.RespondToInput", grpc.StatusCode.FAILED_PRECONDITION, "INPUT_ALREADY_RESOLVED")

@@ -83,9 +83,9 @@ def test_denying() -> None:
 
 
 def test_answering() -> None:
-    answers = question("A?", "B?").answer({"A?": "x", "B?": ["y", "z"]}).answers.questions
+    answers = question("A?", "B?").answer({"A?": "x", "B?": ["y", "z"]}).answers.by_question
     assert {key: list(value.labels) for key, value in answers.items()} == {"A?": ["x"], "B?": ["y", "z"]}
-    assert list(question("A?").answer("x").answers.questions["A?"].labels) == ["x"]
+    assert list(question("A?").answer("x").answers.by_question["A?"].labels) == ["x"]
     with pytest.raises(InvalidArgumentError, match="2 questions"):
         question("A?", "B?").answer("x")
 

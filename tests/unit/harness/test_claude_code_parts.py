@@ -268,14 +268,14 @@ def test_an_unknown_cost_is_absent_and_a_free_one_is_not() -> None:
     (*_, unknown) = translate(result(total_cost_usd=None))
     (*_, free) = translate(result(total_cost_usd=0))
 
-    assert not unknown.turn_finished.usage.HasField("cost_micros")
-    assert free.turn_finished.usage.HasField("cost_micros")
+    assert not unknown.turn_finished.usage.HasField("cost_usd_micros")
+    assert free.turn_finished.usage.HasField("cost_usd_micros")
 
 
 def test_memory_survives_its_own_format_and_names_a_foreign_one() -> None:
     memory = Memory.load("01920000-0000-7000-8000-000000000001", b"")
     assert memory.conversation == "01920000-0000-7000-8000-000000000001"
-    memory.turns, memory.agent, memory.cost_micros = 3, "billing", 12
+    memory.turns, memory.agent, memory.cost_usd_micros = 3, "billing", 12
     assert Memory.load("other", memory.dump()) == memory
     assert Memory.load("not a uuid", b"").conversation == Memory.load("not a uuid", b"").conversation
     for foreign in (b"{", b"[]", b'{"version": 2}', b'{"version": 1, "surprise": 1}'):

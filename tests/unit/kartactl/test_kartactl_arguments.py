@@ -198,7 +198,7 @@ REQUEST = v1.InputRequest(
 @pytest.mark.parametrize("answers", [("a=b?=yes", "Days?=1"), ("H=1", "2=Mon"), ("1=yes", "Days?=Mon")])
 def test_answers_name_their_question(answers: tuple[str, ...]) -> None:
     response = answered(REQUEST, answers)
-    assert {k: list(v.labels) for k, v in response.answers.questions.items()} == {"a=b?": ["yes"], "Days?": ["Mon"]}
+    assert {k: list(v.labels) for k, v in response.answers.by_question.items()} == {"a=b?": ["yes"], "Days?": ["Mon"]}
 
 
 @pytest.mark.parametrize("answers", [("H=1",), ("nobody=1", "Days?=1"), ("H=9", "2=Mon")])
@@ -209,4 +209,4 @@ def test_answers_that_are_wrong(answers: tuple[str, ...]) -> None:
 
 def test_a_single_question_need_not_be_named() -> None:
     request = v1.InputRequest(questions=REQUEST.questions[:1])
-    assert list(answered(request, ("no",)).answers.questions["a=b?"].labels) == ["no"]
+    assert list(answered(request, ("no",)).answers.by_question["a=b?"].labels) == ["no"]

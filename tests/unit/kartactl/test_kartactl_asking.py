@@ -112,7 +112,7 @@ QUESTIONS = v1.InputRequest(
 
 async def test_questions_by_number_and_in_own_words() -> None:
     response, shown, _ = await answer(QUESTIONS, "7", "2", "1, 2", "", "Ada 1")
-    answers = {key: list(value.labels) for key, value in response.answers.questions.items()}
+    answers = {key: list(value.labels) for key, value in response.answers.by_question.items()}
     assert answers == {"Which colour?": ["blue"], "Which days?": ["Monday", "Friday"], "Your name?": ["Ada 1"]}
     assert "Colour: Which colour?" in shown
     assert "  2 blue - like the sky" in shown

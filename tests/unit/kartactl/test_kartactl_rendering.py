@@ -40,7 +40,7 @@ def message(said: str, **rest: str) -> v1.Event:
 
 
 def test_a_whole_turn() -> None:
-    usage = v1.Usage(input_tokens=1200, output_tokens=56, cache_read_tokens=800, cost_micros=12345)
+    usage = v1.Usage(input_tokens=1200, output_tokens=56, cache_read_tokens=800, cost_usd_micros=12345)
     assert render(
         message("hello"),
         v1.Event(reasoning=v1.ReasoningDelta(text="hm, "), part_id="1"),
@@ -204,7 +204,7 @@ def test_what_a_model_says_is_made_harmless() -> None:
 
 def test_usage_without_a_cost() -> None:
     assert usage_line(v1.Usage(input_tokens=5, output_tokens=1)) == "5 in · 1 out"
-    assert usage_line(v1.Usage(cost_micros=0)) == "0 in · 0 out · $0.0000"
+    assert usage_line(v1.Usage(cost_usd_micros=0)) == "0 in · 0 out · $0.0000"
 
 
 class _Tty(io.StringIO):

@@ -145,7 +145,7 @@ public final class KartaClient {
                 var error = response.getCommandResult().getError();
                 throw new IllegalStateException(error.getReason() + ": " + error.getMessage());
             }
-            for (Event event : response.getEvents().getEventsList()) {
+            for (Event event : response.getFrame().getEventsList()) {
                 switch (event.getKindCase()) {
                     case INPUT_REQUIRED -> {
                         var asked = event.getInputRequired().getInputRequest();
