@@ -7,12 +7,13 @@ a tenth, for a group of writers shares one fsync.
 
 import sqlite3
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
 import aiosqlite
-from sqlalchemy import URL, Connection, Engine, Insert, NullPool, Select, Table, create_engine, event
-from sqlalchemy.dialects.sqlite import insert, pysqlite
+from sqlalchemy import URL, Connection, Engine, NullPool, Select, Table, create_engine, event
+from sqlalchemy.dialects.sqlite import pysqlite
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from karta import v1
@@ -95,25 +96,34 @@ def tidy(connection: Connection) -> None:
     driver.executescript(f"PRAGMA incremental_vacuum({_VACUUM_PAGES})")
 
 
-def upsert(table: Table, *, keep: Sequence[str] = ()) -> Insert:
-    """Return an INSERT that replaces the row of the same key, but for the columns to keep."""
-    statement = insert(table)
-    new = {
-        column.name: statement.excluded[column.name]
-        for column in table.columns
-        if not column.primary_key and column.name not in keep
-    }
-    return statement.on_conflict_do_update(index_elements=list(table.primary_key), set_=new)
+Statement = tuple[str, tuple[Any, ...]]
+"""For exec_driver_sql: text and positional parameters."""
 
 
-def values(rows: Sequence[Sequence[Any]]) -> tuple[str, tuple[Any, ...]]:
+def upsert(table: Table, rows: Sequence[Sequence[Any]]) -> Statement:
+    """Return an INSERT of these rows, all columns in their order, that replaces rows of the same key."""
+    names = [column.name for column in table.columns]
+    key = [column.name for column in table.primary_key]
+    changes = ", ".join(f"{name} = excluded.{name}" for name in names if name not in key)
+    text, parameters = insert(table, rows)
+    return f"{text} ON CONFLICT ({', '.join(key)}) DO UPDATE SET {changes}", parameters
+
+
+def insert(table: Table, rows: Sequence[Sequence[Any]]) -> Statement:
+    """Return an INSERT of these rows, all columns in their order."""
+    given, parameters = values(rows)
+    # Names of this package's own tables.
+    return f"INSERT INTO {table.name} ({', '.join(table.columns.keys())}) {given}", parameters
+
+
+def values(rows: Sequence[Sequence[Any]]) -> Statement:
     """Return a VALUES list for exec_driver_sql, and its parameters.
 
     One statement for many rows: executemany gives up the GIL for each row and
     waits for the event loop to give it back.
     """
     row = f"({','.join('?' * len(rows[0]))})"
-    return f"VALUES {','.join([row] * len(rows))}", tuple(value for row in rows for value in row)
+    return f"VALUES {','.join([row] * len(rows))}", tuple(chain.from_iterable(rows))
 
 
 def lost_transaction(error: BaseException) -> bool:

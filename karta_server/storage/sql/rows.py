@@ -2,22 +2,21 @@
 
 from collections.abc import Iterable, Mapping
 from hashlib import sha256
-from typing import Any
 
 from sqlalchemy import Connection, bindparam, delete, select
 
 from karta import v1
 from karta_server.storage.contract import Fence, SessionKey, SessionRows, Tx
-from karta_server.storage.sql import dialect, tables
-from karta_server.storage.sql.logs import Clock, Log, Logs
+from karta_server.storage.sql import tables
+from karta_server.storage.sql.cache import Cache
+from karta_server.storage.sql.logs import Clock, Logs
 from karta_server.storage.sql.request_rows import SqlRequestRows
+from karta_server.storage.sql.session_state import SessionRow
 from karta_server.storage.sql.turn_rows import SqlInputRows, SqlTurnRows
 
 _sessions = tables.sessions.c
-_KEY = (_sessions.tenant_id == bindparam("tenant"), _sessions.session_id == bindparam("session"))
-_GET = select(_sessions.body).where(*_KEY)
 _FIND_LATEST = (
-    select(_sessions.body, _sessions.session_id)
+    select(_sessions.session_id)
     .where(
         _sessions.tenant_id == bindparam("tenant"),
         _sessions.user_id == bindparam("user"),
@@ -27,18 +26,11 @@ _FIND_LATEST = (
     .order_by(_sessions.update_time.desc(), _sessions.session_id.desc())
     .limit(1)
 )
-_PUT = dialect.upsert(tables.sessions, keep=("fence", "latest_sequence", "oldest_sequence", "update_time"))
-_PUT_MEMORY = dialect.upsert(tables.session_memories)
-_ADVANCE_FENCE = tables.sessions.update().where(*_KEY).values(fence=bindparam("number"))
 _DELETE = [
     delete(table).where(table.c.tenant_id == bindparam("tenant"), table.c.session_id == bindparam("session"))
     for table in tables.metadata.sorted_tables
     if "session_id" in table.c
 ]
-_DELETE_METADATA = delete(tables.session_metadata).where(
-    tables.session_metadata.c.tenant_id == bindparam("tenant"),
-    tables.session_metadata.c.session_id == bindparam("session"),
-)
 
 
 def metadata_digest(metadata: Mapping[str, str]) -> bytes:
@@ -67,75 +59,65 @@ def read_session(body: bytes, latest_sequence: int, oldest_sequence: int, update
 class SqlSessionRows(SessionRows):
     """See the contract."""
 
-    def __init__(self, connection: Connection, logs: Logs, clock: Clock) -> None:
+    def __init__(self, connection: Connection, cache: Cache, clock: Clock) -> None:
         self._connection = connection
-        self._logs = logs
+        self._cache = cache
         self._clock = clock
 
     def get(self, key: SessionKey) -> v1.Session | None:
-        log = self._logs.find(key)
-        if not log.exists:
-            return None
-        body = self._connection.execute(_GET, _parameters(key)).scalar_one()
-        return read_session(body, log.latest_sequence, log.oldest_sequence, log.update_time)
+        state = self._cache.find(key)
+        return _session(state.row) if state.exists else None
 
     def find_latest(self, tenant_id: str, user_id: str, metadata: dict[str, str]) -> v1.Session | None:
-        self._logs.flush_rows()
-        row = self._connection.execute(
+        self._cache.expose()
+        session_id = self._connection.execute(
             _FIND_LATEST, {"tenant": tenant_id, "user": user_id, "digest": metadata_digest(metadata)}
-        ).first()
-        if row is None:
-            return None
-        log = self._logs.find(SessionKey(tenant_id, row.session_id))
-        return read_session(row.body, log.latest_sequence, log.oldest_sequence, log.update_time)
+        ).scalar()
+        return None if session_id is None else self.get(SessionKey(tenant_id, session_id))
 
     def put(self, session: v1.Session) -> None:
-        log = self._logs.change(SessionKey(session.tenant_id, session.session_id))
-        if not log.exists:
-            log.exists = True
-            log.update_time = _begin_time(session) or self._clock() // 1_000
+        state = self._cache.change(SessionKey(session.tenant_id, session.session_id))
+        if not state.exists:
+            state.exists = True
+            state.change_row(update_time=_begin_time(session) or self._clock() // 1_000)
         digest = metadata_digest(session.metadata)
-        self._connection.execute(_PUT, _session_row(session, digest, log))
-        if digest != log.metadata_digest:
-            self._put_metadata(log.key, session.metadata)
-        log.metadata_digest, log.active_turn_id = digest, session.active_turn_id
-
-    def delete(self, key: SessionKey) -> None:
-        log = self._logs.change_existing(key)
-        for statement in _DELETE:
-            self._connection.execute(statement, _parameters(key))
-        log.clear()
-
-    def set_memory(self, key: SessionKey, memory: bytes) -> None:
-        self._logs.change_existing(key)
-        self._connection.execute(
-            _PUT_MEMORY, {"tenant_id": key.tenant_id, "session_id": key.session_id, "memory": memory}
+        if digest != state.row.metadata_digest:
+            state.metadata, state.stale_metadata = dict(session.metadata), True
+        state.change_row(
+            user_id=session.user_id,
+            state=session.state,
+            agent=session.agent,
+            metadata_digest=digest,
+            search=search_text(session),
+            active_turn_id=session.active_turn_id,
+            body=_body(session),
         )
 
-    def advance_fence(self, key: SessionKey) -> int:
-        log = self._logs.change_existing(key)
-        log.fence += 1
-        self._connection.execute(_ADVANCE_FENCE, {**_parameters(key), "number": log.fence})
-        return log.fence
+    def delete(self, key: SessionKey) -> None:
+        self._cache.find_existing(key)
+        self._cache.save()
+        for statement in _DELETE:
+            self._connection.execute(statement, {"tenant": key.tenant_id, "session": key.session_id})
+        self._cache.change(key).clear()
 
-    def _put_metadata(self, key: SessionKey, metadata: Mapping[str, str]) -> None:
-        self._connection.execute(_DELETE_METADATA, _parameters(key))
-        if metadata:
-            values, parameters = dialect.values([(*key, *entry) for entry in metadata.items()])
-            self._connection.exec_driver_sql(
-                f"INSERT INTO session_metadata (tenant_id, session_id, key, value) {values}", parameters
-            )
+    def set_memory(self, key: SessionKey, memory: bytes) -> None:
+        self._cache.change_existing(key).set_memory(memory)
+
+    def advance_fence(self, key: SessionKey) -> int:
+        state = self._cache.change_existing(key)
+        state.change_row(fence=state.row.fence + 1)
+        return state.row.fence
 
 
 class SqlTx(Tx):
     """See the contract."""
 
-    def __init__(self, connection: Connection, logs: Logs, clock: Clock) -> None:
+    def __init__(self, connection: Connection, cache: Cache, logs: Logs, clock: Clock) -> None:
         self._logs = logs
-        self.sessions = SqlSessionRows(connection, logs, clock)
-        self.turns = SqlTurnRows(connection, logs)
-        self.inputs = SqlInputRows(connection, logs)
-        self.requests = SqlRequestRows(connection, clock)
+        self.sessions = SqlSessionRows(connection, cache, clock)
+        self.turns = SqlTurnRows(connection, cache)
+        self.inputs = SqlInputRows(connection, cache)
+        self.requests = SqlRequestRows(connection, cache, clock)
 
     def append(self, key: SessionKey, events: Iterable[v1.Event], fence: Fence | None) -> int:
         return self._logs.append(key, events, fence)
@@ -144,32 +126,18 @@ class SqlTx(Tx):
         return self._logs.trim(key, keep_events, keep_since)
 
 
-def _parameters(key: SessionKey) -> dict[str, str]:
-    return {"tenant": key.tenant_id, "session": key.session_id}
+def _session(row: SessionRow) -> v1.Session:
+    return read_session(row.body, row.latest_sequence, row.oldest_sequence, row.update_time)
 
 
 def _begin_time(session: v1.Session) -> int:
     return session.update_time.ToMicroseconds() or session.create_time.ToMicroseconds()
 
 
-def _session_row(session: v1.Session, digest: bytes, log: Log) -> dict[str, Any]:
+def _body(session: v1.Session) -> bytes:
     stored = v1.Session()
     stored.CopyFrom(session)
     stored.ClearField("latest_sequence")
     stored.ClearField("oldest_sequence")
     stored.ClearField("update_time")
-    return {
-        "tenant_id": session.tenant_id,
-        "session_id": session.session_id,
-        "user_id": session.user_id,
-        "state": session.state,
-        "agent": session.agent,
-        "metadata_digest": digest,
-        "search": search_text(session),
-        "active_turn_id": session.active_turn_id,
-        "fence": log.fence,
-        "latest_sequence": log.latest_sequence,
-        "oldest_sequence": log.oldest_sequence,
-        "update_time": log.update_time,
-        "body": stored.SerializeToString(),
-    }
+    return stored.SerializeToString()

@@ -44,7 +44,7 @@ class SqlStore(Store):
         await self._connections.close()
 
     async def write(self, unit: Unit[T], *sessions: SessionKey) -> T:
-        return await self._writer.submit(Operation(lambda transaction: transaction.run(unit), sessions))
+        return await self._writer.submit(Operation(lambda transaction: transaction.run(unit, sessions), sessions))
 
     async def append(self, key: SessionKey, events: Sequence[v1.Event], fence: Fence | None) -> int:
         batch = tuple(events)  # The caller may be cancelled, and use its list for something else.

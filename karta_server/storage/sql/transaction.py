@@ -8,6 +8,7 @@ from sqlalchemy import Connection
 from karta import v1
 from karta_server.storage.contract import Commit, Fence, SessionKey, Unit
 from karta_server.storage.sql import dialect
+from karta_server.storage.sql.cache import Cache
 from karta_server.storage.sql.logs import Clock, Logs
 from karta_server.storage.sql.rows import SqlTx
 
@@ -23,8 +24,9 @@ class Transaction:
 
     def __init__(self, connection: Connection, clock: Clock) -> None:
         self._connection = connection
-        self._logs = Logs(connection, clock)
-        self._tx = SqlTx(connection, self._logs, clock)
+        self._cache = Cache(connection)
+        self._logs = Logs(connection, self._cache, clock)
+        self._tx = SqlTx(connection, self._cache, self._logs, clock)
 
     def transact(self, work: Callable[[], None], sessions: Iterable[SessionKey]) -> Sequence[Commit]:
         """Begin, do the work, which changes these sessions, and commit. Raises what the database raises;
@@ -35,30 +37,25 @@ class Transaction:
             raise NotBegunError from error
         try:
             with transaction:
-                self._logs.load(sessions)
+                self._cache.load(sessions)
                 work()
-                commits = self._logs.flush()
+                commits = self._cache.flush()
         except BaseException:
-            self._logs.lost()
+            self._cache.lost()
             raise
-        self._logs.committed()
+        self._cache.committed()
         return commits
 
-    def run(self, unit: Unit[T]) -> T:
+    def run(self, unit: Unit[T], sessions: Sequence[SessionKey]) -> T:
         """Run a unit. What it changed is gone when it raises."""
-        self._logs.begin()
-        self._connection.exec_driver_sql("SAVEPOINT unit")
+        self._cache.begin(sessions)
         try:
             result = unit(self._tx)
         except BaseException as error:
-            self._logs.undo()
-            if dialect.lost_transaction(error):
-                raise  # There is no savepoint any more to go back to.
-            self._connection.exec_driver_sql("ROLLBACK TO unit")
-            self._connection.exec_driver_sql("RELEASE unit")
+            if not dialect.lost_transaction(error):  # Then there is nothing any more to go back to.
+                self._cache.undo()
             raise
-        self._connection.exec_driver_sql("RELEASE unit")
-        self._logs.keep()
+        self._cache.keep()
         return result
 
     def append(self, key: SessionKey, events: Sequence[v1.Event], fence: Fence | None) -> int:
