@@ -21,7 +21,7 @@ async def test_put_and_get_give_back_every_field(store: Store):
     put = turn(
         name,
         message=v1.Message(parts=[v1.Part(text="hello")]),
-        usage=v1.Usage(cost_micros=0),
+        usage=v1.Usage(cost_usd_micros=0),
         first_sequence=7,
         busy_policy=v1.BUSY_POLICY_QUEUE,
     )
