@@ -59,7 +59,7 @@ generated: $(STAMP)
 	@echo "generated code" && $(PY) gen/generate.py --check
 
 lint: $(STAMP)
-	@echo "contract" && $(BIN)/buf lint && $(BIN)/buf format --diff --exit-code
+	@echo "contract" && $(BIN)/buf lint && $(BIN)/buf format --diff --exit-code && $(BIN)/buf breaking --against gen/frozen.binpb
 	@echo "format and style" && $(BIN)/ruff format --check . && $(BIN)/ruff check .
 
 types: $(STAMP)

@@ -148,9 +148,7 @@ def list_inputs(session_id: str, turn_id: str) -> Call[v1.ListInputRequestsRespo
     return Call("inputs", "ListInputRequests", v1.ListInputRequestsRequest(session_id=session_id, turn_id=turn_id))
 
 
-def respond(
-    input_request_id: str, response: v1.InputResponse, actor: str = ""
-) -> Call[v1.RespondToInputResponse]:
+def respond(input_request_id: str, response: v1.InputResponse, actor: str = "") -> Call[v1.RespondToInputResponse]:
     request = v1.RespondToInputRequest(
         request_id=new_request_id(),
         input_request_id=input_request_id,

@@ -58,7 +58,7 @@ def list_sessions(
         user_id=user,
         agent=agent,
         query=query,
-        state=_STATES[state] if state else v1.SESSION_STATE_UNSPECIFIED,
+        states=[_STATES[state]] if state else [],
     )
 
     async def command(connection: "Connection") -> None:

@@ -70,9 +70,12 @@ class Sessions:
         """Return a page of sessions, newest activity first."""
         tenant_id = checks.tenant(caller, request.tenant_id)
         checks.metadata("metadata", request.metadata, self._limits)
-        checks.enum("state", v1.SessionState, request.state)
+        for state in request.states:
+            checks.enum("states", v1.SessionState, state)
         checks.text("query", request.query, 256)
-        where = SessionFilter(dict(request.metadata), request.user_id, request.state, request.agent, request.query)
+        where = SessionFilter(
+            dict(request.metadata), request.user_id, tuple(request.states), request.agent, request.query
+        )
         page = Page(checks.page_size(request.page_size, self._limits), request.page_token)
         sessions, cursor = await self._store.sessions.page(tenant_id, where, page)
         return v1.ListSessionsResponse(sessions=sessions, next_page_token=cursor)

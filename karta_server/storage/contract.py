@@ -87,7 +87,7 @@ class SessionFilter(NamedTuple):
 
     metadata: dict[str, str]
     user_id: str = ""
-    state: int = 0
+    states: tuple[int, ...] = ()
     agent: str = ""
     query: str = ""
 

@@ -29,7 +29,7 @@ from karta.v1 import participant_pb2 as karta_dot_v1_dot_participant__pb2
 from karta.v1 import session_pb2 as karta_dot_v1_dot_session__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ekarta/v1/session_service.proto\x12\x08karta.v1\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x14karta/v1/event.proto\x1a\x1akarta/v1/participant.proto\x1a\x16karta/v1/session.proto\"\xc2\x02\n\x14\x43reateSessionRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0f\n\x07user_id\x18\x03 \x01(\t\x12\r\n\x05title\x18\x04 \x01(\t\x12>\n\x08metadata\x18\x05 \x03(\x0b\x32,.karta.v1.CreateSessionRequest.MetadataEntry\x12\r\n\x05\x61gent\x18\x06 \x01(\t\x12\x0f\n\x07harness\x18\x07 \x01(\t\x12+\n\x0cparticipants\x18\x08 \x03(\x0b\x32\x15.karta.v1.Participant\x12%\n\x05reuse\x18\t \x01(\x0e\x32\x16.karta.v1.SessionReuse\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"K\n\x15\x43reateSessionResponse\x12\"\n\x07session\x18\x01 \x01(\x0b\x32\x11.karta.v1.Session\x12\x0e\n\x06reused\x18\x02 \x01(\x08\":\n\x11GetSessionRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\t\"8\n\x12GetSessionResponse\x12\"\n\x07session\x18\x01 \x01(\x0b\x32\x11.karta.v1.Session\"\x95\x02\n\x13ListSessionsRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12=\n\x08metadata\x18\x02 \x03(\x0b\x32+.karta.v1.ListSessionsRequest.MetadataEntry\x12\x0f\n\x07user_id\x18\x03 \x01(\t\x12%\n\x05state\x18\x04 \x01(\x0e\x32\x16.karta.v1.SessionState\x12\r\n\x05\x61gent\x18\x05 \x01(\t\x12\r\n\x05query\x18\x06 \x01(\t\x12\x11\n\tpage_size\x18\x07 \x01(\r\x12\x12\n\npage_token\x18\x08 \x01(\t\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"T\n\x14ListSessionsResponse\x12#\n\x08sessions\x18\x01 \x03(\x0b\x32\x11.karta.v1.Session\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xa1\x01\n\x14UpdateSessionRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\"\n\x07session\x18\x03 \x01(\x0b\x32\x11.karta.v1.Session\x12/\n\x0bupdate_mask\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\r\n\x05\x61\x63tor\x18\x05 \x01(\t\";\n\x15UpdateSessionResponse\x12\"\n\x07session\x18\x01 \x01(\x0b\x32\x11.karta.v1.Session\"Q\n\x14\x44\x65leteSessionRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x12\n\nsession_id\x18\x03 \x01(\t\"\x17\n\x15\x44\x65leteSessionResponse\"\x8d\x01\n\x15\x41\x64\x64ParticipantRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x12\n\nsession_id\x18\x03 \x01(\t\x12*\n\x0bparticipant\x18\x04 \x01(\x0b\x32\x15.karta.v1.Participant\x12\r\n\x05\x61\x63tor\x18\x05 \x01(\t\"<\n\x16\x41\x64\x64ParticipantResponse\x12\"\n\x07session\x18\x01 \x01(\x0b\x32\x11.karta.v1.Session\"\xcf\x01\n\x18UpdateParticipantRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x12\n\nsession_id\x18\x03 \x01(\t\x12*\n\x0bparticipant\x18\x04 \x01(\x0b\x32\x15.karta.v1.Participant\x12/\n\x0bupdate_mask\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x0c\n\x04\x65tag\x18\x06 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x07 \x01(\t\"?\n\x19UpdateParticipantResponse\x12\"\n\x07session\x18\x01 \x01(\x0b\x32\x11.karta.v1.Session\"|\n\x18RemoveParticipantRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x12\n\nsession_id\x18\x03 \x01(\t\x12\x16\n\x0eparticipant_id\x18\x04 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x05 \x01(\t\"?\n\x19RemoveParticipantResponse\x12\"\n\x07session\x18\x01 \x01(\x0b\x32\x11.karta.v1.Session\"\xaa\x01\n\x13WatchSessionRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12\x16\n\x0e\x61\x66ter_sequence\x18\x03 \x01(\x04\x12\r\n\x05kinds\x18\x04 \x03(\t\x12\x0e\n\x06\x66ollow\x18\x05 \x01(\x08\x12\x35\n\x12heartbeat_interval\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\"P\n\x14WatchSessionResponse\x12\x1f\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x0f.karta.v1.Event\x12\x17\n\x0flatest_sequence\x18\x02 \x01(\x04*`\n\x0cSessionReuse\x12\x1d\n\x19SESSION_REUSE_UNSPECIFIED\x10\x00\x12\x17\n\x13SESSION_REUSE_NEVER\x10\x01\x12\x18\n\x14SESSION_REUSE_LATEST\x10\x02\x32\x80\x06\n\x0eSessionService\x12P\n\rCreateSession\x12\x1e.karta.v1.CreateSessionRequest\x1a\x1f.karta.v1.CreateSessionResponse\x12G\n\nGetSession\x12\x1b.karta.v1.GetSessionRequest\x1a\x1c.karta.v1.GetSessionResponse\x12M\n\x0cListSessions\x12\x1d.karta.v1.ListSessionsRequest\x1a\x1e.karta.v1.ListSessionsResponse\x12P\n\rUpdateSession\x12\x1e.karta.v1.UpdateSessionRequest\x1a\x1f.karta.v1.UpdateSessionResponse\x12P\n\rDeleteSession\x12\x1e.karta.v1.DeleteSessionRequest\x1a\x1f.karta.v1.DeleteSessionResponse\x12S\n\x0e\x41\x64\x64Participant\x12\x1f.karta.v1.AddParticipantRequest\x1a .karta.v1.AddParticipantResponse\x12\\\n\x11UpdateParticipant\x12\".karta.v1.UpdateParticipantRequest\x1a#.karta.v1.UpdateParticipantResponse\x12\\\n\x11RemoveParticipant\x12\".karta.v1.RemoveParticipantRequest\x1a#.karta.v1.RemoveParticipantResponse\x12O\n\x0cWatchSession\x12\x1d.karta.v1.WatchSessionRequest\x1a\x1e.karta.v1.WatchSessionResponse0\x01\x42.\n\x0bsh.karta.v1P\x01Z\x1dkarta.sh/gen/karta/v1;kartav1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ekarta/v1/session_service.proto\x12\x08karta.v1\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x14karta/v1/event.proto\x1a\x1akarta/v1/participant.proto\x1a\x16karta/v1/session.proto\"\xc2\x02\n\x14\x43reateSessionRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0f\n\x07user_id\x18\x03 \x01(\t\x12\r\n\x05title\x18\x04 \x01(\t\x12>\n\x08metadata\x18\x05 \x03(\x0b\x32,.karta.v1.CreateSessionRequest.MetadataEntry\x12\r\n\x05\x61gent\x18\x06 \x01(\t\x12\x0f\n\x07harness\x18\x07 \x01(\t\x12+\n\x0cparticipants\x18\x08 \x03(\x0b\x32\x15.karta.v1.Participant\x12%\n\x05reuse\x18\t \x01(\x0e\x32\x16.karta.v1.SessionReuse\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"K\n\x15\x43reateSessionResponse\x12\"\n\x07session\x18\x01 \x01(\x0b\x32\x11.karta.v1.Session\x12\x0e\n\x06reused\x18\x02 \x01(\x08\":\n\x11GetSessionRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\t\"8\n\x12GetSessionResponse\x12\"\n\x07session\x18\x01 \x01(\x0b\x32\x11.karta.v1.Session\"\x96\x02\n\x13ListSessionsRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12=\n\x08metadata\x18\x02 \x03(\x0b\x32+.karta.v1.ListSessionsRequest.MetadataEntry\x12\x0f\n\x07user_id\x18\x03 \x01(\t\x12&\n\x06states\x18\x04 \x03(\x0e\x32\x16.karta.v1.SessionState\x12\r\n\x05\x61gent\x18\x05 \x01(\t\x12\r\n\x05query\x18\x06 \x01(\t\x12\x11\n\tpage_size\x18\x07 \x01(\r\x12\x12\n\npage_token\x18\x08 \x01(\t\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"T\n\x14ListSessionsResponse\x12#\n\x08sessions\x18\x01 \x03(\x0b\x32\x11.karta.v1.Session\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xa1\x01\n\x14UpdateSessionRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\"\n\x07session\x18\x03 \x01(\x0b\x32\x11.karta.v1.Session\x12/\n\x0bupdate_mask\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\r\n\x05\x61\x63tor\x18\x05 \x01(\t\";\n\x15UpdateSessionResponse\x12\"\n\x07session\x18\x01 \x01(\x0b\x32\x11.karta.v1.Session\"Q\n\x14\x44\x65leteSessionRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x12\n\nsession_id\x18\x03 \x01(\t\"\x17\n\x15\x44\x65leteSessionResponse\"\x8d\x01\n\x15\x41\x64\x64ParticipantRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x12\n\nsession_id\x18\x03 \x01(\t\x12*\n\x0bparticipant\x18\x04 \x01(\x0b\x32\x15.karta.v1.Participant\x12\r\n\x05\x61\x63tor\x18\x05 \x01(\t\"<\n\x16\x41\x64\x64ParticipantResponse\x12\"\n\x07session\x18\x01 \x01(\x0b\x32\x11.karta.v1.Session\"\xcf\x01\n\x18UpdateParticipantRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x12\n\nsession_id\x18\x03 \x01(\t\x12*\n\x0bparticipant\x18\x04 \x01(\x0b\x32\x15.karta.v1.Participant\x12/\n\x0bupdate_mask\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x0c\n\x04\x65tag\x18\x06 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x07 \x01(\t\"?\n\x19UpdateParticipantResponse\x12\"\n\x07session\x18\x01 \x01(\x0b\x32\x11.karta.v1.Session\"|\n\x18RemoveParticipantRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x12\n\nsession_id\x18\x03 \x01(\t\x12\x16\n\x0eparticipant_id\x18\x04 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x05 \x01(\t\"?\n\x19RemoveParticipantResponse\x12\"\n\x07session\x18\x01 \x01(\x0b\x32\x11.karta.v1.Session\"\xaa\x01\n\x13WatchSessionRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12\x16\n\x0e\x61\x66ter_sequence\x18\x03 \x01(\x04\x12\r\n\x05kinds\x18\x04 \x03(\t\x12\x0e\n\x06\x66ollow\x18\x05 \x01(\x08\x12\x35\n\x12heartbeat_interval\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\"P\n\x14WatchSessionResponse\x12\x1f\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x0f.karta.v1.Event\x12\x17\n\x0flatest_sequence\x18\x02 \x01(\x04*`\n\x0cSessionReuse\x12\x1d\n\x19SESSION_REUSE_UNSPECIFIED\x10\x00\x12\x17\n\x13SESSION_REUSE_NEVER\x10\x01\x12\x18\n\x14SESSION_REUSE_LATEST\x10\x02\x32\x80\x06\n\x0eSessionService\x12P\n\rCreateSession\x12\x1e.karta.v1.CreateSessionRequest\x1a\x1f.karta.v1.CreateSessionResponse\x12G\n\nGetSession\x12\x1b.karta.v1.GetSessionRequest\x1a\x1c.karta.v1.GetSessionResponse\x12M\n\x0cListSessions\x12\x1d.karta.v1.ListSessionsRequest\x1a\x1e.karta.v1.ListSessionsResponse\x12P\n\rUpdateSession\x12\x1e.karta.v1.UpdateSessionRequest\x1a\x1f.karta.v1.UpdateSessionResponse\x12P\n\rDeleteSession\x12\x1e.karta.v1.DeleteSessionRequest\x1a\x1f.karta.v1.DeleteSessionResponse\x12S\n\x0e\x41\x64\x64Participant\x12\x1f.karta.v1.AddParticipantRequest\x1a .karta.v1.AddParticipantResponse\x12\\\n\x11UpdateParticipant\x12\".karta.v1.UpdateParticipantRequest\x1a#.karta.v1.UpdateParticipantResponse\x12\\\n\x11RemoveParticipant\x12\".karta.v1.RemoveParticipantRequest\x1a#.karta.v1.RemoveParticipantResponse\x12O\n\x0cWatchSession\x12\x1d.karta.v1.WatchSessionRequest\x1a\x1e.karta.v1.WatchSessionResponse0\x01\x42.\n\x0bsh.karta.v1P\x01Z\x1dkarta.sh/gen/karta/v1;kartav1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,8 +41,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CREATESESSIONREQUEST_METADATAENTRY']._serialized_options = b'8\001'
   _globals['_LISTSESSIONSREQUEST_METADATAENTRY']._loaded_options = None
   _globals['_LISTSESSIONSREQUEST_METADATAENTRY']._serialized_options = b'8\001'
-  _globals['_SESSIONREUSE']._serialized_start=2330
-  _globals['_SESSIONREUSE']._serialized_end=2426
+  _globals['_SESSIONREUSE']._serialized_start=2331
+  _globals['_SESSIONREUSE']._serialized_end=2427
   _globals['_CREATESESSIONREQUEST']._serialized_start=185
   _globals['_CREATESESSIONREQUEST']._serialized_end=507
   _globals['_CREATESESSIONREQUEST_METADATAENTRY']._serialized_start=460
@@ -54,35 +54,35 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETSESSIONRESPONSE']._serialized_start=646
   _globals['_GETSESSIONRESPONSE']._serialized_end=702
   _globals['_LISTSESSIONSREQUEST']._serialized_start=705
-  _globals['_LISTSESSIONSREQUEST']._serialized_end=982
+  _globals['_LISTSESSIONSREQUEST']._serialized_end=983
   _globals['_LISTSESSIONSREQUEST_METADATAENTRY']._serialized_start=460
   _globals['_LISTSESSIONSREQUEST_METADATAENTRY']._serialized_end=507
-  _globals['_LISTSESSIONSRESPONSE']._serialized_start=984
-  _globals['_LISTSESSIONSRESPONSE']._serialized_end=1068
-  _globals['_UPDATESESSIONREQUEST']._serialized_start=1071
-  _globals['_UPDATESESSIONREQUEST']._serialized_end=1232
-  _globals['_UPDATESESSIONRESPONSE']._serialized_start=1234
-  _globals['_UPDATESESSIONRESPONSE']._serialized_end=1293
-  _globals['_DELETESESSIONREQUEST']._serialized_start=1295
-  _globals['_DELETESESSIONREQUEST']._serialized_end=1376
-  _globals['_DELETESESSIONRESPONSE']._serialized_start=1378
-  _globals['_DELETESESSIONRESPONSE']._serialized_end=1401
-  _globals['_ADDPARTICIPANTREQUEST']._serialized_start=1404
-  _globals['_ADDPARTICIPANTREQUEST']._serialized_end=1545
-  _globals['_ADDPARTICIPANTRESPONSE']._serialized_start=1547
-  _globals['_ADDPARTICIPANTRESPONSE']._serialized_end=1607
-  _globals['_UPDATEPARTICIPANTREQUEST']._serialized_start=1610
-  _globals['_UPDATEPARTICIPANTREQUEST']._serialized_end=1817
-  _globals['_UPDATEPARTICIPANTRESPONSE']._serialized_start=1819
-  _globals['_UPDATEPARTICIPANTRESPONSE']._serialized_end=1882
-  _globals['_REMOVEPARTICIPANTREQUEST']._serialized_start=1884
-  _globals['_REMOVEPARTICIPANTREQUEST']._serialized_end=2008
-  _globals['_REMOVEPARTICIPANTRESPONSE']._serialized_start=2010
-  _globals['_REMOVEPARTICIPANTRESPONSE']._serialized_end=2073
-  _globals['_WATCHSESSIONREQUEST']._serialized_start=2076
-  _globals['_WATCHSESSIONREQUEST']._serialized_end=2246
-  _globals['_WATCHSESSIONRESPONSE']._serialized_start=2248
-  _globals['_WATCHSESSIONRESPONSE']._serialized_end=2328
-  _globals['_SESSIONSERVICE']._serialized_start=2429
-  _globals['_SESSIONSERVICE']._serialized_end=3197
+  _globals['_LISTSESSIONSRESPONSE']._serialized_start=985
+  _globals['_LISTSESSIONSRESPONSE']._serialized_end=1069
+  _globals['_UPDATESESSIONREQUEST']._serialized_start=1072
+  _globals['_UPDATESESSIONREQUEST']._serialized_end=1233
+  _globals['_UPDATESESSIONRESPONSE']._serialized_start=1235
+  _globals['_UPDATESESSIONRESPONSE']._serialized_end=1294
+  _globals['_DELETESESSIONREQUEST']._serialized_start=1296
+  _globals['_DELETESESSIONREQUEST']._serialized_end=1377
+  _globals['_DELETESESSIONRESPONSE']._serialized_start=1379
+  _globals['_DELETESESSIONRESPONSE']._serialized_end=1402
+  _globals['_ADDPARTICIPANTREQUEST']._serialized_start=1405
+  _globals['_ADDPARTICIPANTREQUEST']._serialized_end=1546
+  _globals['_ADDPARTICIPANTRESPONSE']._serialized_start=1548
+  _globals['_ADDPARTICIPANTRESPONSE']._serialized_end=1608
+  _globals['_UPDATEPARTICIPANTREQUEST']._serialized_start=1611
+  _globals['_UPDATEPARTICIPANTREQUEST']._serialized_end=1818
+  _globals['_UPDATEPARTICIPANTRESPONSE']._serialized_start=1820
+  _globals['_UPDATEPARTICIPANTRESPONSE']._serialized_end=1883
+  _globals['_REMOVEPARTICIPANTREQUEST']._serialized_start=1885
+  _globals['_REMOVEPARTICIPANTREQUEST']._serialized_end=2009
+  _globals['_REMOVEPARTICIPANTRESPONSE']._serialized_start=2011
+  _globals['_REMOVEPARTICIPANTRESPONSE']._serialized_end=2074
+  _globals['_WATCHSESSIONREQUEST']._serialized_start=2077
+  _globals['_WATCHSESSIONREQUEST']._serialized_end=2247
+  _globals['_WATCHSESSIONRESPONSE']._serialized_start=2249
+  _globals['_WATCHSESSIONRESPONSE']._serialized_end=2329
+  _globals['_SESSIONSERVICE']._serialized_start=2430
+  _globals['_SESSIONSERVICE']._serialized_end=3198
 # @@protoc_insertion_point(module_scope)

@@ -239,7 +239,7 @@ class ListSessionsRequest(_message.Message):
     TENANT_ID_FIELD_NUMBER: _builtins.int
     METADATA_FIELD_NUMBER: _builtins.int
     USER_ID_FIELD_NUMBER: _builtins.int
-    STATE_FIELD_NUMBER: _builtins.int
+    STATES_FIELD_NUMBER: _builtins.int
     AGENT_FIELD_NUMBER: _builtins.int
     QUERY_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
@@ -248,8 +248,6 @@ class ListSessionsRequest(_message.Message):
     """Empty means the caller's own."""
     user_id: _builtins.str
     """Only those of this user, unless empty."""
-    state: _session_pb2.SessionState.ValueType
-    """Only those in this state, unless unspecified."""
     agent: _builtins.str
     """Only those with this agent, unless empty."""
     query: _builtins.str
@@ -266,13 +264,17 @@ class ListSessionsRequest(_message.Message):
     def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Only sessions whose metadata contains all of these entries."""
 
+    @_builtins.property
+    def states(self) -> _containers.RepeatedScalarFieldContainer[_session_pb2.SessionState.ValueType]:
+        """Only those in one of these states, unless empty."""
+
     def __init__(
         self,
         *,
         tenant_id: _builtins.str = ...,
         metadata: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         user_id: _builtins.str = ...,
-        state: _session_pb2.SessionState.ValueType = ...,
+        states: _abc.Iterable[_session_pb2.SessionState.ValueType] | None = ...,
         agent: _builtins.str = ...,
         query: _builtins.str = ...,
         page_size: _builtins.int = ...,
@@ -280,7 +282,7 @@ class ListSessionsRequest(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "metadata", b"metadata", "page_size", b"page_size", "page_token", b"page_token", "query", b"query", "state", b"state", "tenant_id", b"tenant_id", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "metadata", b"metadata", "page_size", b"page_size", "page_token", b"page_token", "query", b"query", "states", b"states", "tenant_id", b"tenant_id", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -208,10 +208,12 @@ async def _page(connections: ReadConnections, statement: Select[Any], size: int)
 
 
 def _matching(statement: Select[Any], tenant_id: str, where: SessionFilter) -> Select[Any]:
-    wanted = ((_sessions.user_id, where.user_id), (_sessions.state, where.state), (_sessions.agent, where.agent))
+    wanted = ((_sessions.user_id, where.user_id), (_sessions.agent, where.agent))
     for column, value in wanted:
         if value:
             statement = statement.where(column == value)
+    if where.states:
+        statement = statement.where(_sessions.state.in_(where.states))
     if where.query:
         statement = statement.where(_sessions.search.contains(where.query.casefold(), autoescape=True))
     for key, value in where.metadata.items():

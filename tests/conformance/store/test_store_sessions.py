@@ -219,7 +219,7 @@ async def test_page_filters(store: Store):
     assert await ids(store, SessionFilter({"a": "1", "b": "2"})) == [both.session_id]
     assert await ids(store, SessionFilter({"a": "2"})) == []
     assert await ids(store, SessionFilter({}, user_id="ada")) == [both.session_id]
-    assert await ids(store, SessionFilter({}, state=v1.SESSION_STATE_ARCHIVED)) == [one.session_id]
+    assert await ids(store, SessionFilter({}, states=(v1.SESSION_STATE_ARCHIVED,))) == [one.session_id]
     assert await ids(store, SessionFilter({}, agent="x")) == [both.session_id]
     assert await ids(store, SessionFilter({"a": "1"}, query="second")) == [one.session_id]
 
