@@ -17,8 +17,8 @@ from karta_server.errors import KartaError
 from karta_server.ids import new_id
 from karta_server.storage.contract import Commit, SessionKey, Tx
 from karta_server.storage.sql import dialect, writer
-from karta_server.storage.sql.dialect import Query
 from karta_server.storage.sql.chunks import CHUNK_BYTES
+from karta_server.storage.sql.dialect import Query
 from karta_server.storage.sql.operation import Bounds
 from karta_server.storage.sql.store import SqlStore
 from karta_server.storage.sql.transaction import Transaction
