@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from karta import v1
 from karta_server.storage.contract import Commit, Fence, SessionKey, Store, Unit
@@ -20,6 +20,9 @@ from karta_server.storage.sql.readers import (
 from karta_server.storage.sql.writer import Writer
 
 T = TypeVar("T")
+
+# Measuring an event is serializing it, which is the writer's work; most are smaller than this.
+_EVENT_BYTES: Final = 256
 
 
 class SqlStore(Store):
@@ -48,7 +51,7 @@ class SqlStore(Store):
 
     async def append(self, key: SessionKey, events: Sequence[v1.Event], fence: Fence | None) -> int:
         batch = tuple(events)  # The caller may be cancelled, and use its list for something else.
-        size = sum(event.ByteSize() for event in batch)
+        size = len(batch) * _EVENT_BYTES
         return await self._writer.submit(
             Operation(lambda transaction: transaction.append(key, batch, fence), (key,), size)
         )
