@@ -59,6 +59,10 @@ class Config:
     """How long a cancelled turn may take before its harness is killed."""
     idle_seconds: float
     """How long a harness process is kept alive without a turn."""
+    log_max_events: int
+    """How many events of a session's log are kept; 0 keeps all."""
+    log_max_age_seconds: float
+    """How long events are kept; 0 keeps them for ever."""
     harness_options: Mapping[str, Mapping[str, Any]]
     """`harness.<name>` of karta.jsonc by the harness's name; the adapter checks what is inside."""
     harness_environment: Mapping[str, str]
@@ -104,6 +108,8 @@ def load(project: str | Path = ".", environ: Mapping[str, str] | None = None, **
         drain_seconds=float(values["drain_seconds"]),
         interrupt_seconds=float(values["interrupt_seconds"]),
         idle_seconds=float(values["idle_seconds"]),
+        log_max_events=int(values["log.max_events"]),
+        log_max_age_seconds=float(values["log.max_age_seconds"]),
         harness_options=MappingProxyType(file.harness_options),
         harness_environment=MappingProxyType(_harness_environment(environ, file.environment_names)),
         reflection=bool(values["reflection"]),

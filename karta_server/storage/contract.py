@@ -195,7 +195,8 @@ class Tx(ABC):
     def trim(self, key: SessionKey, keep_events: int, keep_since: int) -> int:
         """Remove the oldest events of a log: those beyond the newest `keep_events` (0: no such bound) and those
         recorded before `keep_since` (microseconds since 1970; 0: no such bound), as far as whole chunks go
-        and never the newest event. Sets `oldest_sequence` of the session and returns it."""
+        and never the newest event. Sets `oldest_sequence` of the session and returns it. Of a long log it
+        removes a bounded part, so that others can write meanwhile: call it again while that grows."""
 
     @abstractmethod
     def append(self, key: SessionKey, events: Iterable[v1.Event], fence: Fence | None) -> int:
@@ -219,6 +220,13 @@ class SessionReader(ABC):
     @abstractmethod
     async def page(self, tenant_id: str, where: SessionFilter, page: Page) -> tuple[list[v1.Session], str]:
         """Return sessions, newest activity first, and the cursor of the next page or ""."""
+
+    @abstractmethod
+    async def outgrown(
+        self, behind: SessionKey | None, keep_events: int, keep_since: int, limit: int
+    ) -> tuple[list[SessionKey], SessionKey | None]:
+        """Look at up to `limit` sessions of all tenants, in the order of their keys; return those whose log may
+        have something that `Tx.trim` with these bounds removes, and where to go on or None."""
 
     @abstractmethod
     async def memory(self, key: SessionKey) -> bytes:

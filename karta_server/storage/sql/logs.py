@@ -1,7 +1,7 @@
 """Appending to logs, and trimming them."""
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import cast
+from typing import Final, cast
 
 from sqlalchemy import Connection
 
@@ -11,6 +11,10 @@ from karta_server.framing import frame
 from karta_server.storage.contract import Fence, SessionKey
 from karta_server.storage.sql.cache import Cache
 from karta_server.storage.sql.session_state import SessionState
+
+_CHUNKS_A_TRIM: Final = 256
+_FIRST: Final = "SELECT first_sequence FROM event_chunks WHERE tenant_id = ? AND session_id = ?"
+_FARTHEST: Final = f"{_FIRST} ORDER BY last_sequence LIMIT 1 OFFSET ?"
 
 Clock = Callable[[], int]
 """Nanoseconds since 1970."""
@@ -53,21 +57,26 @@ class Logs:
         return oldest
 
     def _first_kept(self, state: SessionState, keep_events: int, keep_since: int) -> int:
-        """Return the first sequence of the oldest chunk that is within both bounds."""
-        chunks = "SELECT first_sequence FROM event_chunks WHERE tenant_id = ? AND session_id = ?"
+        """Return the first sequence of the oldest chunk that is within both bounds, or of one before it."""
 
         def find(where: str, *parameters: int) -> int | None:
-            found = self._connection.exec_driver_sql(f"{chunks} {where} LIMIT 1", (*state.key, *parameters))
+            statement = (
+                f"SELECT first_sequence FROM event_chunks WHERE tenant_id = ? AND session_id = ? {where} LIMIT 1"  # noqa: S608
+            )
+            found = self._connection.exec_driver_sql(statement, (*state.key, *parameters))
             return cast("int | None", found.scalar())
 
         newest = find("ORDER BY last_sequence DESC")
         first = state.row.oldest_sequence
-        if newest is not None and keep_events:
+        if newest is None:
+            return first
+        if keep_events:
             behind = state.row.latest_sequence - keep_events
             first = max(first, find("AND last_sequence > ? ORDER BY last_sequence", behind) or newest)
-        if newest is not None and keep_since:
+        if keep_since:
             first = max(first, find("AND create_time >= ? ORDER BY last_sequence", keep_since) or newest)
-        return first
+        farthest = self._connection.exec_driver_sql(_FARTHEST, (*state.key, _CHUNKS_A_TRIM)).scalar()
+        return first if farthest is None else min(first, cast("int", farthest))
 
 
 def _number(events: Iterable[v1.Event], session_id: str, latest: int, now: int) -> list[bytes]:

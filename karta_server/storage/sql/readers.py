@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, Final
 
-from sqlalchemy import Select, bindparam, select, tuple_
+from sqlalchemy import Select, bindparam, case, literal, select, tuple_
 
 from karta import v1
 from karta_server import framing
@@ -53,6 +53,24 @@ _MEMORY = Query(
         _memories.tenant_id == bindparam("tenant"), _memories.session_id == bindparam("session")
     )
 )
+_OLDEST_CHUNK_TIME = (
+    select(_chunks.create_time)
+    .where(_chunks.tenant_id == _sessions.tenant_id, _chunks.session_id == _sessions.session_id)
+    .order_by(_chunks.last_sequence)
+    .limit(1)
+    .scalar_subquery()
+)
+_LOGS = Query(
+    select(
+        _sessions.tenant_id,
+        _sessions.session_id,
+        _sessions.latest_sequence - _sessions.oldest_sequence + 1,
+        case((literal(0) < bindparam("since"), _OLDEST_CHUNK_TIME)),
+    )
+    .where(tuple_(_sessions.tenant_id, _sessions.session_id) > tuple_(bindparam("tenant"), bindparam("session")))
+    .order_by(_sessions.tenant_id, _sessions.session_id)
+    .limit(bindparam("limit"))
+)
 _TURN = Query(
     select(_turns.body).where(
         _turns.tenant_id == bindparam("tenant"),
@@ -94,6 +112,18 @@ class SqlSessionReader(SessionReader):
         rows, more = await _page(self._connections, statement, page.size)
         cursor = cursors.encode("sessions", *rows[-1][3:]) if more else ""
         return [read_session(*row[:4]) for row in rows], cursor
+
+    async def outgrown(
+        self, behind: SessionKey | None, keep_events: int, keep_since: int, limit: int
+    ) -> tuple[list[SessionKey], SessionKey | None]:
+        tenant_id, session_id = behind or ("", "")
+        rows = await self._connections.all(_LOGS, tenant=tenant_id, session=session_id, since=keep_since, limit=limit)
+        found = [
+            SessionKey(*key)
+            for *key, events, oldest_time in rows
+            if 0 < keep_events < events or (oldest_time is not None and oldest_time < keep_since)
+        ]
+        return found, SessionKey(*rows[-1][:2]) if len(rows) == limit else None
 
     async def memory(self, key: SessionKey) -> bytes:
         rows = await self._connections.all(_MEMORY, tenant=key.tenant_id, session=key.session_id)

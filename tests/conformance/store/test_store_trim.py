@@ -150,3 +150,41 @@ async def test_of_a_session_that_is_not_there_or_was_deleted(store: Store):
     assert await oldest(store, name) == 1
     assert await store.append(name, texts("a"), None) == 1
     assert await kept(store, name) == [1]
+
+
+async def test_a_long_log_in_bounded_parts(store: Store):
+    name = await create(store)
+    for _ in range(600):
+        await store.append(name, texts("a"), None)
+    steps = [await trim(store, name, 10) for _ in range(6)]
+    assert steps == sorted(steps)
+    assert 1 < steps[0] < 591
+    assert steps[-1] == 591
+    assert await kept(store, name) == list(range(591, 601))
+
+
+async def test_outgrown_are_those_that_trim_would_trim(store: Store, clock: Clock):
+    old, long, short = [await create(store, key(tenant)) for tenant in ("a", "b", "c")]
+    await create(store)
+    await store.append(old, texts("a"), None)
+    clock.advance(10)
+    since = clock.now // 1_000
+    for name, count in ((old, 1), (long, 5), (short, 4)):
+        for _ in range(count):
+            await store.append(name, texts("a"), None)
+
+    async def outgrown(keep_events: int, keep_since: int, limit: int = 10) -> list[SessionKey]:
+        found, behind = await store.sessions.outgrown(None, keep_events, keep_since, limit)
+        while behind is not None:
+            more, behind = await store.sessions.outgrown(behind, keep_events, keep_since, limit)
+            found += more
+        return found
+
+    for limit in (1, 2, 3, 4, 10):
+        assert await outgrown(4, 0, limit) == [long]
+        assert await outgrown(0, since, limit) == [old]
+        assert await outgrown(4, since, limit) == [old, long]
+    assert await outgrown(0, 0) == []
+    await trim(store, old, 0, since)
+    await trim(store, long, 4)
+    assert await outgrown(4, since) == []

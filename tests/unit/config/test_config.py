@@ -32,6 +32,7 @@ def test_defaults(tmp_path):
     assert (config.listen, config.harness, config.agent, config.embedded) == ("127.0.0.1:7400", "", "", False)
     assert (config.heartbeat_seconds, config.drain_seconds) == (15, 20)
     assert (config.interrupt_seconds, config.idle_seconds) == (5, 600)
+    assert (config.log_max_events, config.log_max_age_seconds) == (0, 0)
     assert config.limits == v1.Limits(
         max_message_bytes=256 * 1024,
         max_metadata_entries=32,
@@ -65,6 +66,13 @@ def test_file_environment_and_flags_in_that_order(tmp_path):
     assert (config.agent, config.limits.max_participants, config.heartbeat_seconds) == ("environment", 6, 2.0)
     assert load(tmp_path, environ=environ, agent="flag").agent == "flag"
     assert load(tmp_path, environ=environ, agent=None).agent == "environment"
+
+
+def test_how_much_of_a_log_is_kept(tmp_path):
+    write(tmp_path, '{"log": {"max_events": 1000, "max_age_seconds": 60}}')
+    config = load(tmp_path, environ={"KARTA_LOG_MAX_EVENTS": "5"})
+    assert (config.log_max_events, config.log_max_age_seconds) == (5, 60.0)
+    assert "'max_age_seconds'" in refused(write(tmp_path, '{"log": {"max_age": 60}}')).message
 
 
 def test_config_is_frozen(tmp_path):
