@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import json
 import logging
 import os
@@ -50,8 +51,19 @@ async def host(config: Config, announce: Callable[[str, str], None]) -> None:
                 held = await stack.enter_async_context(Hold(config.sockets / "hold.sock", signals.stop.set))
                 hold = str(held.path)
             stack.enter_context(_published(record, address, hold))
+            _spare_the_collector()
             announce(address, server.default_harness)
             await signals.stop.wait()
+
+
+def _spare_the_collector() -> None:
+    """Let garbage collection leave alone what is there for good, and come less often: messages hold no cycles.
+
+    Measured: a fifth of the CPU of a busy stream.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 50, 100)
 
 
 def prepare_folder(state: Path) -> None:

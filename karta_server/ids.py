@@ -1,6 +1,6 @@
 """Ids: UUIDv7, sortable by the time of their making."""
 
-import secrets
+import random
 import threading
 import time
 import uuid
@@ -16,5 +16,5 @@ def new_id() -> str:
         # 48 bits of milliseconds and 12 bits that count within one of them.
         stamp = max(time.time_ns() // 1_000_000 << 12, _last + 1)
         _last = stamp
-    value = (stamp >> 12) << 80 | 0x7 << 76 | (stamp & 0xFFF) << 64 | 0b10 << 62 | secrets.randbits(62)
+    value = (stamp >> 12) << 80 | 0x7 << 76 | (stamp & 0xFFF) << 64 | 0b10 << 62 | random.getrandbits(62)
     return str(uuid.UUID(int=value))

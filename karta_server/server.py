@@ -27,6 +27,7 @@ from karta_server.core.inputs import Inputs
 from karta_server.core.participants import Participants
 from karta_server.core.recovery import recover
 from karta_server.core.requests import Expiry
+from karta_server.core.retention import Retention
 from karta_server.core.session_log import SessionLog
 from karta_server.core.sessions import Sessions
 from karta_server.core.turn_runner import TurnRunner
@@ -106,6 +107,9 @@ class Server:
         expiry = Expiry(self._store)
         expiry.start()
         self._resources.push_async_callback(expiry.close)
+        retention = Retention(self._store, config.log_max_events, config.log_max_age_seconds)
+        retention.start()
+        self._resources.push_async_callback(retention.close)
         supervisor = Supervisor(
             self._adapters, self._store.sessions.memory, config.limits.max_live_harnesses, config.idle_seconds
         )

@@ -85,11 +85,25 @@ class Turns:
         turn = await self.get(key, turn_id)
         if turn.state in WAITING:
             return turn
+        async with self._log.watch(key, turn.first_sequence) as cursor:
+            return await self._wait(cursor, key, turn, timeout_seconds)
+
+    async def send(self, caller: Caller, request: v1.StartTurnRequest, timeout_seconds: float) -> v1.Turn:
+        """`start` and `wait`, reading from the store only what has to be read."""
+        key = SessionKey(checks.tenant(caller, request.tenant_id), request.session_id)
+        self._check_start(request)
+        # The cursor is there before the turn, so that the turn's events need not be read from the store.
+        async with self._log.watch(key, 0) as cursor:
+            turn = await self.start(caller, request)
+            cursor.position = turn.first_sequence
+            return await self._wait(cursor, key, turn, timeout_seconds)
+
+    async def _wait(self, cursor: Cursor, key: SessionKey, turn: v1.Turn, timeout_seconds: float) -> v1.Turn:
         try:
-            async with asyncio.timeout(timeout_seconds), self._log.watch(key, turn.first_sequence) as cursor:
+            async with asyncio.timeout(timeout_seconds):
                 while turn.state not in WAITING:
-                    if await self._may_have_changed(cursor, turn_id):
-                        turn = await self.get(key, turn_id)
+                    if await self._may_have_changed(cursor, turn.turn_id):
+                        turn = await self.get(key, turn.turn_id)
                 return turn
         except TimeoutError:
             raise KartaError(

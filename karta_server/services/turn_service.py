@@ -73,9 +73,7 @@ class TurnService(TurnServiceServicer):
 
     async def SendMessage(self, request: v1.SendMessageRequest, context: Any) -> v1.SendMessageResponse:
         seconds = _wait_seconds(request.timeout if request.HasField("timeout") else None)
-        turn = await self._turns.start(caller(), request.start)
-        key = SessionKey(turn.tenant_id, turn.session_id)
-        return v1.SendMessageResponse(turn=await self._turns.wait(key, turn.turn_id, seconds))
+        return v1.SendMessageResponse(turn=await self._turns.send(caller(), request.start, seconds))
 
     async def GetTurn(self, request: v1.GetTurnRequest, context: Any) -> v1.GetTurnResponse:
         key = SessionKey(checks.tenant(caller(), request.tenant_id), request.session_id)

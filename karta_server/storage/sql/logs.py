@@ -66,7 +66,9 @@ class Logs:
             found = self._connection.exec_driver_sql(statement, (*state.key, *parameters))
             return cast("int | None", found.scalar())
 
-        newest = find("ORDER BY last_sequence DESC")
+        newest = (
+            state.row.latest_sequence - len(state.frames) + 1 if state.frames else find("ORDER BY last_sequence DESC")
+        )
         first = state.row.oldest_sequence
         if newest is None:
             return first
