@@ -175,7 +175,7 @@ async def test_subagents_wait_side_by_side_and_each_gets_its_answer(claude: Clau
 async def test_questions_are_asked_and_their_answers_reach_the_model(claude: Claude) -> None:
     session = await claude.open()
     answers = v1.Answers(
-        questions={"Which colour?": v1.Answer(labels=["Blue"]), "Which sizes?": v1.Answer(labels=["S", "M"])}
+        by_question={"Which colour?": v1.Answer(labels=["Blue"]), "Which sizes?": v1.Answer(labels=["S", "M"])}
     )
 
     events = await run(
