@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from karta import v1
 from karta_server.errors import KartaError
-from karta_server.storage.contract import Fence, Page, Recorded, SessionFilter, SessionKey, Tx
+from karta_server.storage.contract import Claim, Fence, Page, Recorded, SessionFilter, SessionKey, Tx
 from karta_server.storage.sql import cache
 from karta_server.storage.sql.store import SqlStore
 
@@ -169,6 +169,52 @@ async def test_the_second_active_turn_fails_alone_in_its_group(store: SqlStore):
     results = await asyncio.gather(*(store.write(unit, name) for unit in units), return_exceptions=True)
     assert [isinstance(result, KartaError) for result in results] == [False, True, False, False, True, False, False]
     assert [claim.turn_id for claim in await store.write(lambda tx: tx.turns.claims())] == ["b"]
+
+
+async def test_the_next_turn_may_follow_in_the_same_unit(store: SqlStore):
+    names = [SessionKey(TENANT, f"s{number}") for number in range(20)]
+
+    def next_turn(tx: Tx, name: SessionKey, number: int) -> None:
+        tx.sessions.put(session(name))
+        if number:
+            tx.turns.put(turn(name, f"t{9 - number}", v1.TURN_STATE_COMPLETED))
+        tx.turns.put(turn(name, f"t{8 - number}", v1.TURN_STATE_RUNNING))
+
+    for number in range(5):
+        for name in names:
+            await store.write(lambda tx, name=name, number=number: next_turn(tx, name, number), name)
+    claims = await store.write(lambda tx: tx.turns.claims())
+    assert [claim.turn_id for claim in claims] == ["t4"] * len(names)
+
+
+async def test_what_an_earlier_process_wrote_is_found(path: Path):
+    name = SessionKey(TENANT, "s")
+
+    def before(tx: Tx) -> None:
+        tx.sessions.put(session(name))
+        tx.turns.put(turn(name, "t1", v1.TURN_STATE_QUEUED), owner="me", fence=7)
+        tx.turns.put(turn(name, "t2", v1.TURN_STATE_QUEUED))
+        for number in (1, 2):
+            tx.inputs.put(asked(name, f"i{number}", "t1", v1.INPUT_STATE_PENDING))
+
+    def after(tx: Tx) -> tuple[object, ...]:
+        tx.inputs.put(asked(name, "i2", "t1", v1.INPUT_STATE_ANSWERED))
+        tx.inputs.put(asked(name, "i3", "t1", v1.INPUT_STATE_PENDING))
+        found = [each.input_request_id for each in tx.inputs.pending(name, "t1")]
+        tx.turns.put(turn(name, "t1", v1.TURN_STATE_RUNNING))
+        return found, tx.turns.get(name, "t2"), tx.inputs.get(TENANT, "i1").turn_id, tx.turns.claims()
+
+    store = SqlStore(path)
+    await store.open()
+    await store.write(before, name)
+    await store.close()
+    store = SqlStore(path)
+    await store.open()
+    found, second, asker, claims = await store.write(after, name)
+    assert (found, asker) == (["i1", "i3"], "t1")
+    assert second == turn(name, "t2", v1.TURN_STATE_QUEUED)
+    assert claims == [Claim(name, "t1", "me", 7)]
+    await store.close()
 
 
 async def test_the_database_has_the_constraint_too(path: Path, store: SqlStore):
