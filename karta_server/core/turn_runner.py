@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 from karta import v1
@@ -57,10 +57,18 @@ class TurnRunner:
         The turn runs although the caller may be cancelled meanwhile: what is
         committed has its effect.
         """
-        task = asyncio.create_task(self._write(unit, key))
+        return await asyncio.shield(self._begin(self._write(unit, key)))
+
+    def _begin(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        task = asyncio.create_task(work)
         self._work.add(task)
-        task.add_done_callback(self._work.discard)
-        return await asyncio.shield(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._work.discard(task)
+        if not task.cancelled():
+            task.exception()  # Looked at, because nobody may be left to.
 
     async def _write(self, unit: Callable[[Tx, bool], tuple[T, ledger.Started | None]], key: SessionKey) -> T:
         reserved = self._free > 0 and not self.stopping
@@ -174,9 +182,7 @@ class TurnRunner:
         while True:
             await self._wanted.wait()
             self._wanted.clear()
-            claiming = asyncio.create_task(self._claim())
-            self._work.add(claiming)
-            claiming.add_done_callback(self._work.discard)
+            claiming = self._begin(self._claim())
             await asyncio.wait({claiming})
             if claiming.exception() is not None:
                 log.warning("cannot claim turns, trying again", exc_info=claiming.exception())

@@ -203,7 +203,7 @@ async def test_defect_is_internal_and_stays_in_the_log(turn_id, caplog):
     assert details["ErrorInfo"].reason == "INTERNAL"
     request = details["ErrorInfo"].metadata["request"]
     assert "secret" not in str(error)
-    (defect,) = [entry for entry in caplog.records if entry.levelno == logging.ERROR]
+    (defect,) = [entry for entry in caplog.records if entry.levelno == logging.ERROR and "karta" in entry.name]
     assert request in defect.getMessage()
     assert defect.exc_info
     assert any(
