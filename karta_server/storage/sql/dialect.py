@@ -7,6 +7,7 @@ a tenth, for a group of writers shares one fsync.
 
 import sqlite3
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 from typing import Any, cast
@@ -25,6 +26,8 @@ DatabaseFailure = (SQLAlchemyError, sqlite3.Error)
 _DRIVER = pysqlite.dialect(paramstyle="qmark")
 _BUSY_TIMEOUT_MS = 5_000
 _VACUUM_PAGES = 4_096
+# Six tables, and seldom more than a few dozen rows at once.
+_KEPT_TEXTS = 256
 
 _WRITER_PRAGMAS = (
     f"PRAGMA busy_timeout = {_BUSY_TIMEOUT_MS}",
@@ -53,7 +56,7 @@ def writer_engine(path: Path) -> Engine:
         poolclass=NullPool,
         # What users say does not belong into a log.
         hide_parameters=True,
-        connect_args={"isolation_level": None, "cached_statements": 256},
+        connect_args={"isolation_level": None, "cached_statements": _KEPT_TEXTS},
     )
     event.listen(engine, "connect", _apply(_WRITER_PRAGMAS))
     event.listen(engine, "begin", _begin_immediate)
@@ -102,28 +105,38 @@ Statement = tuple[str, tuple[Any, ...]]
 
 def upsert(table: Table, rows: Sequence[Sequence[Any]]) -> Statement:
     """Return an INSERT of these rows, all columns in their order, that replaces rows of the same key."""
-    names = [column.name for column in table.columns]
-    key = [column.name for column in table.primary_key]
-    changes = ", ".join(f"{name} = excluded.{name}" for name in names if name not in key)
-    text, parameters = insert(table, rows)
-    return f"{text} ON CONFLICT ({', '.join(key)}) DO UPDATE SET {changes}", parameters
+    return _insert_text(table, len(rows), replaces=True), tuple(chain.from_iterable(rows))
 
 
 def insert(table: Table, rows: Sequence[Sequence[Any]]) -> Statement:
     """Return an INSERT of these rows, all columns in their order."""
-    given, parameters = values(rows)
-    # Names of this package's own tables.
-    return f"INSERT INTO {table.name} ({', '.join(table.columns.keys())}) {given}", parameters
+    return _insert_text(table, len(rows), replaces=False), tuple(chain.from_iterable(rows))
 
 
 def values(rows: Sequence[Sequence[Any]]) -> Statement:
-    """Return a VALUES list for exec_driver_sql, and its parameters.
+    """Return a VALUES list, and its parameters.
 
     One statement for many rows: executemany gives up the GIL for each row and
     waits for the event loop to give it back.
     """
-    row = f"({','.join('?' * len(rows[0]))})"
-    return f"VALUES {','.join([row] * len(rows))}", tuple(chain.from_iterable(rows))
+    return _values_text(len(rows[0]), len(rows)), tuple(chain.from_iterable(rows))
+
+
+@lru_cache(maxsize=_KEPT_TEXTS)
+def _insert_text(table: Table, rows: int, *, replaces: bool) -> str:
+    names = table.columns.keys()
+    key = table.primary_key.columns.keys()
+    # Names of this package's own tables.
+    text = f"INSERT INTO {table.name} ({', '.join(names)}) {_values_text(len(names), rows)}"
+    if not replaces:
+        return text
+    changes = ", ".join(f"{name} = excluded.{name}" for name in names if name not in key)
+    return f"{text} ON CONFLICT ({', '.join(key)}) DO UPDATE SET {changes}"
+
+
+def _values_text(columns: int, rows: int) -> str:
+    row = f"({','.join('?' * columns)})"
+    return f"VALUES {','.join([row] * rows)}"
 
 
 def lost_transaction(error: BaseException) -> bool:
