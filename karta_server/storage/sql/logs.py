@@ -87,8 +87,9 @@ def _number(events: Iterable[v1.Event], session_id: str, latest: int, now: int) 
     for sequence, event in enumerate(events, latest + 1):
         event.sequence = sequence
         event.session_id = session_id
-        event.create_time.seconds = seconds
-        event.create_time.nanos = nanos
+        create_time = event.create_time
+        create_time.seconds = seconds
+        create_time.nanos = nanos
         frames.append(frame(event.SerializeToString()))
     return frames
 
