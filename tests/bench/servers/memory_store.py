@@ -112,6 +112,9 @@ class _View(Tx):
     def append(self, key: SessionKey, events: Iterable[v1.Event], fence: Fence | None) -> int:
         return self._store.add(key, events)
 
+    def trim(self, key: SessionKey, keep_events: int, keep_since: int) -> int:
+        return 1
+
 
 class _Rows:
     def __init__(self, store: MemoryStore) -> None:
@@ -193,6 +196,11 @@ class _Sessions(_Rows, SessionReader):
 
     async def page(self, tenant_id: str, where: SessionFilter, page: Page) -> tuple[list[v1.Session], str]:
         raise _unread()
+
+    async def outgrown(
+        self, behind: SessionKey | None, keep_events: int, keep_since: int, limit: int
+    ) -> tuple[list[SessionKey], SessionKey | None]:
+        return [], None
 
     async def memory(self, key: SessionKey) -> bytes:
         return self._store.memories.get(key, b"")
