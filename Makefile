@@ -11,7 +11,7 @@ EXTRAS ?= dev
 FREE_MIB := 1500
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test bench bench-quick check generated lint types test-all test-polyglot polyglot-stubs \
+.PHONY: help install demo test bench bench-quick check generated lint types test-all test-faults test-polyglot polyglot-stubs \
 	generate format clean preflight
 
 help: ## Show what there is to make.
@@ -34,7 +34,10 @@ bench-quick: $(STAMP) ## The same in under 3 minutes.
 
 check: generated lint types test ## The gate: generated code, contract, format, style, types, tests.
 
-test-all: test-polyglot ## Run what needs more than Python; `make check` runs the rest.
+test-all: test-faults test-polyglot ## Run what needs more than Python; `make check` runs the rest.
+
+test-faults: $(STAMP) ## Kill -9 at 100 random moments, 1,000 watchers, long property tests; PYTEST_SEED=n repeats one.
+	@PYTEST_KILLS=$${PYTEST_KILLS:-100} PYTEST_EXAMPLES=500 PYTEST_LOAD=full $(PY) -m pytest -q -s tests/faults tests/property tests/load
 
 test-polyglot: $(STAMP) ## Build and run the clients in Go, TypeScript and Java, and grpcurl; says what it skips.
 	@tests/polyglot/build.sh && $(PY) -m pytest -q tests/polyglot

@@ -1,5 +1,8 @@
 """What must hold after a kill, whatever the moment."""
 
+# Errors may come or not, and both are judged.
+# ruff: noqa: PT017
+
 import asyncio
 from collections import Counter
 
@@ -66,8 +69,8 @@ def check_turns(log: list[bytes]) -> None:
     assert set(resolved) <= set(required), "an input request was resolved that nobody made"
 
 
-def check_ends(before: Contents, after: Contents) -> int:
-    """Turns that a dead process ran are INTERRUPTED, those that waited have run; return how many were interrupted."""
+def check_interrupted(before: Contents, after: Contents) -> int:
+    """Turns that a dead process ran are INTERRUPTED; return how many they were."""
     interrupted = 0
     for turn_id, turn in before.turns.items():
         now = after.turns[turn_id]
@@ -75,11 +78,17 @@ def check_ends(before: Contents, after: Contents) -> int:
             interrupted += 1
             how = (now.state, now.error.reason)
             assert how == (v1.TURN_STATE_INTERRUPTED, v1.ERROR_REASON_SERVER_KILLED), f"{turn_id} ended as {how}"
-        elif turn.state == v1.TURN_STATE_QUEUED:
+    return interrupted
+
+
+def check_ran(before: Contents, after: Contents) -> None:
+    """Turns that waited when the last process died have run."""
+    for turn_id, turn in before.turns.items():
+        now = after.turns[turn_id]
+        if turn.state == v1.TURN_STATE_QUEUED:
             ran = (v1.TURN_STATE_COMPLETED, v1.TURN_STATE_FAILED)
             assert now.state in ran, f"{turn_id} waited, and became {v1.TurnState.Name(now.state)}"
             assert now.attempt == 1
-    return interrupted
 
 
 async def finish_turns(caller: load.Caller, sessions: list[str]) -> None:
@@ -127,7 +136,8 @@ async def repeat_requests(caller: load.Caller, sent: list[Sent]) -> None:
             await asyncio.wait_for(caller.send(each), CALL_SECONDS)
         except grpc.aio.AioRpcError as error:
             late = each.answer is None and each.kind in ("respond", "cancel")
-            assert late and load.reason(error) == "INPUT_ALREADY_RESOLVED", f"{each.request}: {error}"
+            assert late, f"{each.request} was answered, and is refused: {error}"
+            assert load.reason(error) == "INPUT_ALREADY_RESOLVED"
 
 
 async def check_creations(caller: load.Caller, creations: list[Sent]) -> None:

@@ -23,7 +23,7 @@ _EXPECTED = {"INPUT_ALREADY_RESOLVED", "QUEUE_FULL"}
 _EXPECTED_IN_DELETION = {"SESSION_NOT_FOUND", "TURN_NOT_FOUND", "INPUT_REQUEST_NOT_FOUND"}
 
 
-class ServerGone(Exception):
+class ServerGoneError(Exception):
     """The server does not answer any more."""
 
 
@@ -151,7 +151,7 @@ class Load:
                 frame = await stream.read()
                 if frame is grpc.aio.EOF:
                     await stream.code()
-                    raise ServerGone
+                    raise ServerGoneError
                 expected = (known.see(frame, expected) or expected - 1) + 1
                 self.busy.set()
             stream.cancel()
@@ -174,7 +174,7 @@ class Load:
     async def _until_gone(self, work: Awaitable[None], known: Known | None = None) -> None:
         try:
             await work
-        except ServerGone:
+        except ServerGoneError:
             pass
         except BaseExceptionGroup:
             raise
@@ -188,7 +188,7 @@ class Load:
         allowed = _EXPECTED | (_EXPECTED_IN_DELETION if known is not None and known.deleting else set())
         if error.code() in _GONE and not reason(error):
             if not ends:
-                raise ServerGone
+                raise ServerGoneError
         elif reason(error) not in allowed:
             raise error
 

@@ -1,5 +1,8 @@
 """kill -9 of a serving karta-runtime at random moments, under load and while it starts."""
 
+# Figures and seeds are printed: pytest shows them with -s, and when a test fails.
+# ruff: noqa: T201
+
 import asyncio
 import contextlib
 import json
@@ -44,7 +47,8 @@ class Life:
     async def serve(self) -> None:
         """Start, and wait until it serves."""
         self.start()
-        assert self.process and self.process.stdout
+        assert self.process
+        assert self.process.stdout
         line = await asyncio.wait_for(asyncio.to_thread(self.process.stdout.readline), START_SECONDS)
         match = LINE.fullmatch(line.decode())
         assert match, f"{line!r}\n{self._log.read_text()[-3000:]}"
@@ -140,7 +144,8 @@ async def load_and_kill(life: Life, rng: random.Random, clients: Clients) -> Non
 async def kill_while_it_starts(life: Life, rng: random.Random) -> None:
     """Kill the server before it serves, or just then: in the middle of its recovery as often as not."""
     life.start()
-    assert life.process and life.process.stdout
+    assert life.process
+    assert life.process.stdout
     serving = asyncio.create_task(asyncio.to_thread(life.process.stdout.readline))
     await asyncio.wait({serving}, timeout=rng.uniform(0.2, 1.5))
     life.process.send_signal(signal.SIGKILL)
@@ -148,8 +153,11 @@ async def kill_while_it_starts(life: Life, rng: random.Random) -> None:
     life.kill()
 
 
-async def check_life(caller: Caller, life: Life, dead: database.Contents, clients: Clients, used: set[str]) -> int:
+async def check_life(
+    caller: Caller, life: Life, deaths: list[database.Contents], clients: Clients, used: set[str]
+) -> int:
     """Compare what the next server makes of a dead one's state with what clients know; return the interrupted."""
+    dead = deaths[-1]
     now = database.examine(life.state / "karta.db")
     checker.check_unchanged(dead, now)
     for session_id in used & set(now.logs):
@@ -157,7 +165,8 @@ async def check_life(caller: Caller, life: Life, dead: database.Contents, client
     await checker.finish_turns(caller, sorted(now.logs.keys() & used))
     now = database.examine(life.state / "karta.db")
     checker.check_unchanged(dead, now)
-    interrupted = checker.check_ends(dead, now)
+    interrupted = sum(checker.check_interrupted(each, now) for each in deaths)
+    checker.check_ran(dead, now)
     for known in clients.known.values():
         checker.check_seen(now, known)
         if known.session_id in used and known.session_id in now.logs:
@@ -206,20 +215,22 @@ async def test_killed_at_random_moments_it_loses_nothing_that_a_client_saw(
             await load_and_kill(life, rng, clients)
             used = {session_id for session_id, known in clients.known.items() if known.sent}
             clients.count()
-            dead = database.examine(database.copy(life.state, project.parent / f"dead-{number}"))
+            deaths = [database.examine(database.copy(life.state, project.parent / f"dead-{number}"))]
             for known in clients.known.values():
-                checker.check_seen(dead, known)
+                checker.check_seen(deaths[0], known)
             if rng.random() < 0.2:
                 starts += 1
                 await kill_while_it_starts(life, rng)
+                deaths.append(database.examine(database.copy(life.state, project.parent / f"dead-{number}-start")))
+                checker.check_unchanged(*deaths)
             await life.serve()
             async with connected(life.address) as caller:
-                ended = await check_life(caller, life, dead, clients, used)
+                ended = await check_life(caller, life, deaths, clients, used)
                 await repeat(caller, clients, used)
             settle(life, clients, used)
             interrupted += ended
             print(
-                f"kill {number}: {clients.events()} events seen, {len(dead.logs)} sessions, {ended} turns interrupted"
+                f"kill {number}: {clients.events()} events seen, {len(deaths[0].logs)} sessions, {ended} turns interrupted"
             )
     print(f"{kills} kills under load, {starts} in a start: {interrupted} turns interrupted, nothing lost")
     print(f"requests, and answers to them by kind: {dict(clients.requests)}")

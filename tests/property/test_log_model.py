@@ -4,6 +4,9 @@ The store and the watching side are the real ones; sizes of chunks, frames and w
 that every border between them is crossed.
 """
 
+# Errors may come or not, and both are judged.
+# ruff: noqa: PT017
+
 import asyncio
 import contextlib
 import shutil
@@ -387,9 +390,8 @@ class LogMachine(RuleBasedStateMachine):
         if last == position:
             assert position == model.latest, f"nothing came behind {position}, and {model.latest} are there"
         first = position + 1
-        if position == 0 and frame.events and model.oldest > 1 and frame.events[0].sequence >= model.oldest:
-            first = model.oldest
-        elif position == 0 and not frame.events:
+        # Behind 0 is from the oldest on; what is kept in memory may begin before.
+        if position == 0 and (not frame.events or frame.events[0].sequence >= model.oldest):
             first = model.oldest
         self.compare(watcher.index, frame, model.between(first, last, watcher.kinds))
         watcher.position[0] = last
