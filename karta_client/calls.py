@@ -101,6 +101,8 @@ def create_session(
     user_id: str = "",
     participants: Iterable[v1.Participant] = (),
 ) -> Call[v1.CreateSessionResponse]:
+    if isinstance(metadata, str):
+        raise TypeError("metadata is a mapping; to go on in a session by its id, write session(id=...)")
     request = v1.CreateSessionRequest(
         request_id=new_request_id(),
         metadata=metadata,

@@ -10,12 +10,15 @@ from karta import v1
 S_co = TypeVar("S_co", covariant=True)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Response(Generic[S_co]):
     """The answer of a completed turn, and the session to go on with."""
 
     session: S_co
     turn: v1.Turn
+
+    def __repr__(self) -> str:
+        return f"<Response {v1.TurnState.Name(self.turn.state).removeprefix('TURN_STATE_')}: {self.text[:200]!r}>"
 
     @property
     def text(self) -> str:

@@ -135,7 +135,9 @@ async def _harness(adapter: HarnessAdapter, chosen: bool) -> Finding:
         found = v1.Harness(unavailable_reason=f"It did not say its version within {_DESCRIBE_SECONDS:g} s.")
     role = ", used by sessions that name none" if chosen else ""
     if found.available:
-        return Finding(name, True, f"{found.version or 'available'}{role}", needed=chosen)
+        # Whether the model's provider lets it in shows only when it asks.
+        untried = "; whether its login works shows with the first turn" if chosen else ""
+        return Finding(name, True, f"{found.version or 'available'}{role}{untried}", needed=chosen)
     return Finding(name, False, f"not available{role}", found.unavailable_reason, needed=chosen)
 
 

@@ -101,6 +101,8 @@ class _Signals:
             self.insisted = True
             self._let_go()
             self.insist()
+        else:
+            _log.warning("stopping: running turns may finish for a while; signal again to stop at once")
         self.stop.set()
 
     def _let_go(self) -> None:

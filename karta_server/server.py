@@ -72,7 +72,7 @@ class Server:
     async def start(self) -> str:
         """Open the store, end what an earlier process left, and serve; return the bound address.
 
-        Raises KartaError SCHEMA_TOO_NEW, ADDRESS_REFUSED; nothing is left open then.
+        Raises KartaError SCHEMA_TOO_NEW, ADDRESS_REFUSED, CONFIG_INVALID; nothing is left open then.
         """
         try:
             self._resources.push_async_callback(self._store.close)
@@ -100,6 +100,10 @@ class Server:
 
     async def _compose(self) -> None:
         config = self._config
+        if config.harness and config.harness not in self._adapters:
+            known = ", ".join(self._adapters)
+            message = f"There is no harness {config.harness!r}. Known harnesses: {known}."
+            raise KartaError(v1.ERROR_REASON_CONFIG_INVALID, message, setting="harness.name")
         self.default_harness = config.harness or await registry.detect(config.project, self._adapters)
         self._agents = Agents(self._adapters, self.default_harness, config.agent)
         self._log = SessionLog(self._store)

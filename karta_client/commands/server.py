@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 \b
 Examples:
   kartactl server info
-  kartactl server info --target 127.0.0.1:7070 -o json | jq .limits""",
+  kartactl server info --target 127.0.0.1:7400 -o json | jq .limits""",
 )
 def server() -> None:
     """The server itself."""

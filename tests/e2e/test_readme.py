@@ -148,3 +148,10 @@ def _quoted(text: str) -> str:
 def _in_json(text: str) -> str:
     """Return text as it stands between the quotes of JSON in single quotes of the shell."""
     return json.dumps(text)[1:-1].replace("'", "'\\''")
+
+
+async def test_the_settings_are_settings(machine: Machine) -> None:
+    (settings,) = re.findall(r"^```jsonc\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+    (machine.project / "karta.jsonc").write_text(settings)
+    assert "echo[1]" in await machine.run("kartactl", "send", "who answers?")
+    assert "You are the billing specialist." in json.dumps(machine.model.requests[-1]["system"])

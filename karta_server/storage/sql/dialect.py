@@ -1,8 +1,9 @@
 """All that is special to SQLite. Nothing else in this package knows which database it is on.
 
 Durability: WAL with synchronous=FULL, so that what is visible survives a power
-cut and not only the end of the process. NORMAL would not be faster by more than
-a tenth, for a group of writers shares one fsync.
+cut and not only the end of the process. With NORMAL a power cut could take the
+last commits, which somebody has seen; a commit alone is 10 µs instead of 300 µs
+then, and a loaded server hardly faster, for a group of writers shares one fsync.
 """
 
 import sqlite3
