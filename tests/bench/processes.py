@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import resource
 import select
 import signal
 import subprocess
@@ -19,7 +20,7 @@ ROUND_SECONDS = 240.0
 _STOP_SECONDS = 10.0
 # What a process may have of the environment that the suite runs in.
 _ALLOWED = re.compile(r"PATH|LANG|LC_\w+|TZ|USER|LOGNAME|TMPDIR|SSL_CERT_\w+")
-_READY = re.compile(r"(?:READY|karta-runtime serving on) (\S+)")
+_READY = re.compile(r"(?:READY|karta-runtime serving on|offline model at) (\S+)")
 
 
 class BenchError(Exception):
@@ -35,6 +36,25 @@ def environment(home: Path, **more: str) -> dict[str, str]:
         | {"HOME": str(home), "CLAUDE_CONFIG_DIR": str(home / ".claude"), "PYTHONPATH": f"{ROOT}:{ROOT / 'gen'}"}
         | more
     )
+
+
+def cpu_seconds_of(command: Sequence[str], variables: Mapping[str, str]) -> float:
+    """Run a command to its end and return its CPU time, user and system."""
+    before = _ended_cpu_seconds()
+    try:
+        done = subprocess.run(
+            command, env=dict(variables), cwd=ROOT, capture_output=True, text=True, timeout=START_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        raise BenchError(f"{command[0]} took longer than {START_SECONDS:g} s") from error
+    if done.returncode:
+        raise BenchError(f"{' '.join(command)} failed:\n{done.stderr[-3000:]}")
+    return _ended_cpu_seconds() - before
+
+
+def _ended_cpu_seconds() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 class Process:

@@ -1,14 +1,20 @@
 """The rows: what is compared with what, and the target of ARCHITECTURE's performance table."""
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from tests.bench.sides import (
+    ClaudeTurns,
+    Command,
     Idle,
     Sample,
+    SdkTurns,
     Served,
+    ServerStart,
     Side,
     bare,
+    command,
     karta,
     p50,
     rate,
@@ -61,6 +67,7 @@ def comparisons(*, quick: bool) -> list[Comparison]:
     """Return all comparisons, in the order of their ids."""
     size = _Sizes(quick)
     turns = {"turns": 32, "pieces": size.pieces}
+    imports = Command("import grpc, protobuf", sys.executable, "-c", "import grpc, google.protobuf", times=size.starts)
     persisted = ("grpc_calls:Turns", turns)
     return [
         Comparison(
@@ -125,6 +132,27 @@ def comparisons(*, quick: bool) -> list[Comparison]:
             Idle("bare grpc.aio", bare, "grpc_calls:BareIdleWatches", count=size.idle, watches=size.idle),
             (Metric("P9", "memory of an idle watch / an idle bare stream", "bytes", 1.5, value, at_least=False),),
         ),
+        Comparison(
+            Idle("Karta", karta(), "grpc_calls:IdleSessions", count=size.idle, sessions=size.idle),
+            Idle("bare grpc.aio", bare, "grpc_calls:BareIdleWatches", count=size.idle, watches=size.idle),
+            # An idle session holds no memory: a twentieth of a stream is what can be told from nothing.
+            (Metric("P9-session", "memory of an idle session / an idle bare stream", "bytes", 0.05, value, False),),
+        ),
+        Comparison(
+            ClaudeTurns("Karta", size.claude),
+            SdkTurns("ClaudeSDKClient alone", size.claude),
+            (Metric("P10", "warm turn of Claude Code / by its SDK alone", "s, p50", 1.1, p50, at_least=False),),
+        ),
+        Comparison(
+            Command("kartactl --version", command("kartactl"), "--version", times=size.starts),
+            imports,
+            (Metric("P12", "CPU of kartactl --version / of importing grpc", "CPU s", 2, server_cpu, at_least=False),),
+        ),
+        Comparison(
+            ServerStart("karta-runtime dev-serve", command("karta-runtime"), "dev-serve", times=size.starts),
+            imports,
+            (Metric("P12-server", "CPU of a server's start / of importing grpc", "CPU s", 12, server_cpu, False),),
+        ),
     ]
 
 
@@ -138,3 +166,5 @@ class _Sizes:
         self.history = 3 if quick else 5
         self.fan_out = 200 if quick else 500
         self.idle = 300 if quick else 1_000
+        self.claude = 10 if quick else 25
+        self.starts = 3 if quick else 5

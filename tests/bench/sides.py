@@ -2,15 +2,17 @@
 
 import sys
 import tempfile
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
+from karta_server.testing.offline_model import offline_environment
 from tests.bench import venvs
-from tests.bench.processes import ROOT, Client, Server, environment
+from tests.bench.processes import ROOT, Client, Server, cpu_seconds_of, environment
 
 # What a server of many turns at once is told; everything else is the default.
 SETTINGS = {
@@ -19,6 +21,7 @@ SETTINGS = {
     "KARTA_LIMITS_MAX_OPEN_STREAMS": "20000",
 }
 _HERE = Path(__file__).parent
+_COMMANDS = Path(sys.executable).parent
 
 
 @dataclass
@@ -134,6 +137,70 @@ class Served(Side):
         return self.server.pid
 
 
+class ClaudeTurns(Served):
+    """Karta on the real Claude Code, whose model runs beside it."""
+
+    def __init__(self, name: str, turns: int) -> None:
+        super().__init__(name, karta(), "grpc_calls:Callers", callers=1, turns=turns)
+
+    def open(self) -> None:
+        folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="karta-bench-")))
+        model = offline_model(folder)
+        self._stack.callback(model.close)
+        self.serve = karta(harness="claude_code", **offline_environment(folder / "claude", model.address))
+        super().open()
+
+
+class SdkTurns(Served):
+    """ClaudeSDKClient on the real Claude Code, in the client's process; the only server is the model."""
+
+    def __init__(self, name: str, turns: int) -> None:
+        super().__init__(name, offline_model, "sdk_calls:SdkTurns", turns=turns)
+
+    def run(self) -> Sample:
+        return replace(super().run(), server_cpu=0.0)  # The model's is of neither side.
+
+
+class Command(Side):
+    """A command, run to its end some times a round."""
+
+    def __init__(self, name: str, *command: str, times: int) -> None:
+        self.name = name
+        self._command, self._times = command, times
+
+    def open(self) -> None:
+        """Each run is a process of its own."""
+
+    def run(self) -> Sample:
+        begin = time.perf_counter()
+        cpu = sum(self._cpu_seconds() for _ in range(self._times))
+        return Sample(self._times, time.perf_counter() - begin, cpu)
+
+    def close(self) -> None:
+        """Nothing is left of it."""
+
+    def _cpu_seconds(self) -> float:
+        with tempfile.TemporaryDirectory(prefix="karta-bench-") as folder:
+            return cpu_seconds_of(self._command, environment(Path(folder) / "home"))
+
+
+class ServerStart(Command):
+    """A server on a new folder with an agent of Claude Code, until it says that it serves."""
+
+    def _cpu_seconds(self) -> float:
+        with tempfile.TemporaryDirectory(prefix="karta-bench-") as name:
+            folder = Path(name)
+            agents = folder / "project" / ".claude" / "agents"
+            agents.mkdir(parents=True)
+            (agents / "poet.md").write_text("---\nname: poet\ndescription: Answers in verse.\n---\nAnswer in rhyme.\n")
+            command = [*self._command, str(folder / "project"), "--listen", "127.0.0.1:0"]
+            server = Server(command, folder, environment(folder / "home"), "start")
+            try:
+                return server.cpu_seconds()
+            finally:
+                server.close()
+
+
 class Idle(Served):
     """Memory of a server for each thing that is open in it; a fresh server each round."""
 
@@ -157,15 +224,15 @@ class Idle(Served):
         return sample
 
 
-def karta(store: str = "sql") -> Serve:
+def karta(store: str = "sql", harness: str = "scripted", **variables: str) -> Serve:
     """Return what starts Karta: its own command with its default durability, or with the log off."""
 
     def serve(folder: Path) -> Server:
         project = folder / "project"
         project.mkdir()
-        options = [str(project), "--harness", "scripted", "--listen", "127.0.0.1:0"]
+        options = [str(project), "--harness", harness, "--listen", "127.0.0.1:0"]
         command = [sys.executable, "-m", "tests.bench.servers.karta", store, "dev-serve", *options]
-        return Server(command, folder, environment(folder / "home", **SETTINGS), f"karta-{store}")
+        return Server(command, folder, environment(folder / "home", **SETTINGS, **variables), f"karta-{store}")
 
     return serve
 
@@ -173,6 +240,17 @@ def karta(store: str = "sql") -> Serve:
 def bare(folder: Path) -> Server:
     """Start the bare grpc.aio server."""
     return Server([sys.executable, "-m", "tests.bench.servers.bare"], folder, environment(folder / "home"), "bare")
+
+
+def offline_model(folder: Path) -> Server:
+    """Start the model that Claude Code talks to."""
+    command = [sys.executable, "-m", "karta_server.testing.offline_model"]
+    return Server(command, folder, environment(folder / "home"), "model")
+
+
+def command(name: str) -> str:
+    """Return the path of an installed command of the project."""
+    return str(_COMMANDS / name)
 
 
 def sse(kind: str) -> Serve:

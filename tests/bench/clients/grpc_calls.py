@@ -39,6 +39,9 @@ class Scenario:
         self.watch = self.channel.unary_stream(
             "/bench.Bare/Watch", v1.WatchSessionRequest.SerializeToString, v1.Event.FromString
         )
+        self.idle = self.channel.unary_stream(
+            "/bench.Bare/Idle", v1.WatchSessionRequest.SerializeToString, v1.Event.FromString
+        )
         self.publish = self.channel.unary_unary(
             "/bench.Bare/Publish", v1.RunTurnRequest.SerializeToString, v1.StartTurnResponse.FromString
         )
@@ -286,6 +289,21 @@ class BareIdleWatches(IdleWatches):
     """The same from the bare server."""
 
     async def _begin(self) -> AsyncIterator[Any]:
-        events = aiter(self.watch(v1.WatchSessionRequest()))
+        events = aiter(self.idle(v1.WatchSessionRequest()))
         await anext(events)
         return events
+
+
+class IdleSessions(Scenario):
+    """Sessions that had a turn and are left alone: each round makes so many more."""
+
+    def __init__(self, address: str, sessions: int) -> None:
+        super().__init__(address)
+        self._sessions = sessions
+
+    async def run(self) -> Measured:
+        """Make the sessions and hold a turn in each."""
+        begin = time.perf_counter()
+        for _ in range(self._sessions):
+            await self.turns.SendMessage(v1.SendMessageRequest(start=say(await self.session(), "hello")))
+        return {"count": self._sessions, "seconds": time.perf_counter() - begin}

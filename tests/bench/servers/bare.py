@@ -37,6 +37,11 @@ class Bare:
         finally:
             self._watchers.remove(queue)
 
+    async def idle(self, request: v1.WatchSessionRequest, context: Any) -> AsyncIterator[v1.Event]:
+        """Stream an event, and then nothing: the least that an open stream can hold."""
+        yield payload.event()
+        await asyncio.get_running_loop().create_future()
+
     async def publish(self, request: v1.RunTurnRequest, context: Any) -> v1.StartTurnResponse:
         """Give every watcher the pieces of the message."""
         for sequence, piece in enumerate(payload.pieces(request.start.message.parts[0].text), start=1):
@@ -68,6 +73,9 @@ def _handlers(bare: Bare) -> grpc.GenericRpcHandler:
             ),
             "Watch": grpc.unary_stream_rpc_method_handler(
                 bare.watch, v1.WatchSessionRequest.FromString, v1.Event.SerializeToString
+            ),
+            "Idle": grpc.unary_stream_rpc_method_handler(
+                bare.idle, v1.WatchSessionRequest.FromString, v1.Event.SerializeToString
             ),
             "Publish": grpc.unary_unary_rpc_method_handler(
                 bare.publish, v1.RunTurnRequest.FromString, v1.StartTurnResponse.SerializeToString
