@@ -229,9 +229,8 @@ async def test_killed_at_random_moments_it_loses_nothing_that_a_client_saw(
                 await repeat(caller, clients, used)
             settle(life, clients, used)
             interrupted += ended
-            print(
-                f"kill {number}: {clients.events()} events seen, {len(deaths[0].logs)} sessions, {ended} turns interrupted"
-            )
+            seen, sessions = clients.events(), len(deaths[0].logs)
+            print(f"kill {number}: {seen} events seen, {sessions} sessions, {ended} turns interrupted")
     print(f"{kills} kills under load, {starts} in a start: {interrupted} turns interrupted, nothing lost")
     print(f"requests, and answers to them by kind: {dict(clients.requests)}")
     assert clients.events() > 100 * kills, "the load was none"
