@@ -59,6 +59,8 @@ class Config:
     """How long a cancelled turn may take before its harness is killed."""
     idle_seconds: float
     """How long a harness process is kept alive without a turn."""
+    log_merge_above: int
+    """How many events of a turn may wait to be written before its deltas are merged; 0 never merges."""
     log_max_events: int
     """How many events of a session's log are kept; 0 keeps all."""
     log_max_age_seconds: float
@@ -108,6 +110,7 @@ def load(project: str | Path = ".", environ: Mapping[str, str] | None = None, **
         drain_seconds=float(values["drain_seconds"]),
         interrupt_seconds=float(values["interrupt_seconds"]),
         idle_seconds=float(values["idle_seconds"]),
+        log_merge_above=int(values["log.merge_above"]),
         log_max_events=int(values["log.max_events"]),
         log_max_age_seconds=float(values["log.max_age_seconds"]),
         harness_options=MappingProxyType(file.harness_options),

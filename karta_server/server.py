@@ -119,7 +119,9 @@ class Server:
         )
         supervisor.start()
         self._resources.push_async_callback(supervisor.close)
-        around = Surroundings(self._store, self._agents, supervisor, config.limits, config.interrupt_seconds)
+        around = Surroundings(
+            self._store, self._agents, supervisor, config.limits, config.interrupt_seconds, config.log_merge_above
+        )
         self._runner = TurnRunner(around, self.instance_id, config.limits.max_running_turns)
         self._runner.start()
         self._resources.push_async_callback(self._runner.drain, 0)

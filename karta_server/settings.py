@@ -111,6 +111,13 @@ SETTINGS = (
     Setting("drain_seconds", 20.0, "How long running turns may take to end when the server stops.", 0, 3600, "s"),
     Setting("interrupt_seconds", 5.0, "How long a cancelled turn may take until its harness is killed.", 0.1, 300, "s"),
     Setting("idle_seconds", 600.0, "How long a harness process is kept alive without a turn.", 0, 86_400, "s"),
+    Setting(
+        "log.merge_above",
+        128,
+        "Deltas of one part are merged when more events of a turn than this wait to be written; 0 never merges.",
+        0,
+        256,
+    ),
     Setting("log.max_events", 0, "Events that are kept of a session's log at least; 0 keeps all.", 0, 10**12),
     Setting("log.max_age_seconds", 0.0, "How long events are kept at least; 0 keeps them for ever.", 0, 10**10, "s"),
     Setting("reflection", True, "Whether clients can ask for the contract by gRPC reflection."),

@@ -6,10 +6,12 @@ from collections.abc import AsyncGenerator, Callable
 from typing import ClassVar, NamedTuple
 
 from karta import v1
-from karta_server.core import events, ledger
+from karta_server.core import ledger
 from karta_server.core.agents import Agents
+from karta_server.core.events import add_usage
 from karta_server.core.inbox import Inbox
 from karta_server.core.inputs import ask, prepare_questions
+from karta_server.core.merging import merged
 from karta_server.error_codes import code_of, to_error
 from karta_server.errors import KartaError
 from karta_server.harness.contract import HarnessSession, Prompt
@@ -32,6 +34,8 @@ class Surroundings(NamedTuple):
     limits: v1.Limits
     interrupt_seconds: float
     """How long a stopped turn may take to end by itself before its harness is killed."""
+    merge_above: int
+    """How many events may wait to be written before their deltas are merged; 0: never merged."""
 
 
 class ActiveTurn:
@@ -127,7 +131,10 @@ class ActiveTurn:
         try:
             first = True
             while self._finished is None and (batch := await inbox.take()):
-                await self._write([e for e in batch if self._prepare(e)], keep_memory=first)
+                events = [event for event in batch if self._prepare(event)]
+                if 0 < self._around.merge_above < len(batch):
+                    events = merged(events)
+                await self._write(events, keep_memory=first)
                 first = False
         finally:
             await inbox.close()
@@ -153,7 +160,7 @@ class ActiveTurn:
         self._text = event.message_completed.text
 
     def _on_step_finish(self, event: v1.Event) -> None:
-        events.add_usage(self._usage, event.step_finish.usage)
+        add_usage(self._usage, event.step_finish.usage)
 
     def _on_tool_use(self, event: v1.Event) -> None:
         use = event.tool_use

@@ -17,6 +17,8 @@ from tests.bench.processes import ROOT, Client, Server, cpu_seconds_of, environm
 # What a server of many turns at once is told; everything else is the default.
 SETTINGS = {
     "KARTA_LOG_LEVEL": "warning",
+    # Peers send every piece by itself, and so does Karta here.
+    "KARTA_LOG_MERGE_ABOVE": "0",
     "KARTA_LIMITS_MAX_LIVE_HARNESSES": "64",
     "KARTA_LIMITS_MAX_OPEN_STREAMS": "20000",
 }

@@ -103,3 +103,13 @@ async def test_a_cursor_beyond_the_end_is_refused(api: Api) -> None:
     with Refused(OUT_OF_RANGE, "SEQUENCE_OUT_OF_RANGE") as refused:
         await api.events(session, after_sequence=7)
     assert refused.metadata == {"after_sequence": "7", "latest_sequence": "1"}
+
+
+async def test_a_backlog_is_merged_and_says_the_same(api: Api) -> None:
+    session = await api.create()
+    words = " ".join(str(number) for number in range(5000))
+    turn = await api.send(session, script([{"text": words}]))
+    events = await api.events(session)
+    assert "".join(event.text.text for event in events) == turn.text == words
+    assert [event.sequence for event in events] == list(range(1, len(events) + 1))
+    assert len(events) < 500
