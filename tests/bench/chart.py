@@ -1,12 +1,15 @@
 """Draws results: an SVG of each row's ratio against its target, and the table of docs/benchmarks.md."""
 
 from html import escape
+from math import inf
 from pathlib import Path
 from typing import Any
 
-_WIDTH, _ROW, _LEFT, _RIGHT, _TOP = 880, 30, 400, 110, 56
+_WIDTH, _ROW, _NAME, _LEFT, _RIGHT, _TOP = 960, 30, 84, 470, 120, 56
 _FULL = 2.5
-"""What of the target fills the width; longer bars are cut, and say so by their number."""
+"""What of the target fills the width; longer bars are cut, and end in a point."""
+_SHOWN = {"s, p50": (1e3, "ms"), "CPU s": (1e3, "ms CPU"), "CPU s/event": (1e6, "µs CPU"), "bytes": (1 / 1024, "KiB")}
+"""How a table shows a unit: times what, and as what; others as they are."""
 _STYLE = """
 text { font: 12px system-ui, sans-serif; fill: #24292f; }
 .title { font-size: 15px; font-weight: 600; }
@@ -28,7 +31,7 @@ text { font: 12px system-ui, sans-serif; fill: #24292f; }
 
 def write(results: dict[str, Any], path: Path) -> None:
     """Write the picture."""
-    rows = [row for row in results["rows"] if row["ratio"] is not None]
+    rows = results["rows"]
     height = _TOP + _ROW * len(rows) + 24
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" width="{_WIDTH}" height="{height}"'
@@ -51,9 +54,12 @@ def write_docs(results: dict[str, Any], folder: Path) -> None:
     (folder / "benchmarks.md").write_text(
         f"""# Benchmarks
 
-Measured by `make bench` on {_machine(results)}. Each row compares two sides in one interleaved run, on the same
-machine and with the same payload: the ratio is the median of its rounds, the spread its lowest and highest round.
-Absolute figures are of this machine alone. Karta writes its log as it does by default: {results["durability"]}.
+Measured by `make bench`: {_machine(results)}.
+
+Each row compares two sides in one interleaved run, on the same machine and with the same payload:
+the ratio is the median of its rounds, the spread its lowest and highest round.
+Absolute figures are of this machine alone. Karta writes its log as it does by default
+({results["durability"]}).
 
 ![Each row as a part of its target](benchmarks.svg)
 
@@ -66,45 +72,62 @@ Absolute figures are of this machine alone. Karta writes its log as it does by d
 
 def progress(row: dict[str, Any], ratio: float) -> float:
     """Return how far a ratio is: 1 is the target, more is better."""
+    if row["bound"] == "at most" and ratio <= 0:
+        return inf
     done: float = ratio / row["target"] if row["bound"] == "at least" else row["target"] / ratio
     return done
 
 
 def _bar(row: dict[str, Any], top: int) -> str:
     middle = top + _ROW / 2
+    name = _text(12, middle + 4, row["id"]) + _text(_NAME, middle + 4, row["name"])
+    if row["ratio"] is None:
+        return name + _text(_LEFT + 6, middle + 4, "not run", "faint")
     end = _x(progress(row, row["ratio"]))
     ends = sorted(_x(progress(row, row[name])) for name in ("low", "high"))
     sign = "\u2265" if row["bound"] == "at least" else "\u2264"
     return "".join(
         (
-            _text(12, middle + 4, f"{row['id']}  {row['name']}"[:66]),
+            name,
             f'<rect class="{"met" if row["met"] else "missed"}" x="{_LEFT}" y="{top + 7}" '
             f'width="{end - _LEFT:.1f}" height="{_ROW - 14}" rx="2"/>',
             _line(ends[0], middle, ends[1], middle, "line"),
-            *(_line(x, middle - 4, x, middle + 4, "line") for x in ends),
+            *(_line(x, middle - 4, x, middle + 4, "line") for x in ends if x < _x(_FULL)),
+            _point(row, top) if end == _x(_FULL) else "",
             _text(_WIDTH - _RIGHT + 10, middle + 4, f"{row['ratio']:.2f} ({sign} {row['target']:g})"),
         )
     )
+
+
+def _point(row: dict[str, Any], top: int) -> str:
+    """Return the end of a bar that is longer than the picture."""
+    kind = "met" if row["met"] else "missed"
+    return f'<path class="{kind}" d="M{_x(_FULL) - 2:.1f},{top + 7} l9,{_ROW / 2 - 7} l-9,{_ROW / 2 - 7} z"/>'
 
 
 def _cells(row: dict[str, Any]) -> str:
     sign = "\u2265" if row["bound"] == "at least" else "\u2264"
     target = f"{sign} {row['target']:g}"
     if row["ratio"] is None:
-        why = row["not_run"].splitlines()[0]
+        why = row["not_run"].splitlines()[0].replace("|", "\\|")
         return f"| {row['id']} | {row['name']} | not run: {why} | | {target} | | | |"
     spread = f"{row['low']:.2f} to {row['high']:.2f}"
     met = "yes" if row["met"] else "no"
-    sides = " | ".join(f"{row[side]['median']:,.4g} {row['unit']}" for side in ("karta", "peer"))
+    sides = " | ".join(_figure(row[side]["median"], row["unit"]) for side in ("karta", "peer"))
     return f"| {row['id']} | {row['name']} | {row['ratio']:.2f} | {spread} | {target} | {met} | {sides} |"
+
+
+def _figure(value: float, unit: str) -> str:
+    times, name = _SHOWN.get(unit, (1, unit))
+    shown = value * times
+    return f"{shown:,.0f} {name}" if abs(shown) >= 100 else f"{shown:.3g} {name}"
 
 
 def _machine(results: dict[str, Any]) -> str:
     it = results["machine"]
-    return (
-        f"{it['date']}, {it['cores']} cores, {it['system']}, Python {it['python']}, grpcio {it['grpcio']}"
-        f"{', quick run' if results['quick'] else ''}"
-    )
+    parts = [it["date"], it["processor"], f"{it['cores']} cores", it["system"], f"Python {it['python']}"]
+    parts += [f"grpcio {it['grpcio']}", "quick run" if results["quick"] else ""]
+    return ", ".join(filter(None, parts))
 
 
 def _x(part: float) -> float:

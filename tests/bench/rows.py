@@ -97,7 +97,7 @@ def comparisons(*, quick: bool) -> list[Comparison]:
                 Metric("P4", "persisted streaming of 32 turns / karta-runtime 0.1.0's SSE", "events/s", 5, rate),
                 Metric(
                     "P4-cpu",
-                    "server CPU an event: karta-runtime 0.1.0's SSE / persisted streaming",
+                    "server CPU an event: karta-runtime 0.1.0's SSE / Karta's",
                     "CPU s/event",
                     5,
                     server_cpu,
@@ -108,7 +108,7 @@ def comparisons(*, quick: bool) -> list[Comparison]:
         Comparison(
             Served("Karta", karta(), "grpc_calls:Callers", callers=32, turns=size.calls),
             Served("karta-runtime 0.1.0, unary", upstream, "http_calls:UpstreamCallers", callers=32, turns=size.calls),
-            (Metric("P5", "durable turns of 32 callers / karta-runtime 0.1.0's, not durable", "turns/s", 1, rate),),
+            (Metric("P5", "durable turns, 32 callers / karta-runtime 0.1.0's, not durable", "turns/s", 1, rate),),
         ),
         Comparison(
             Served("Karta", karta(), "grpc_calls:Approvals", approvals=size.approvals),
@@ -135,7 +135,8 @@ def comparisons(*, quick: bool) -> list[Comparison]:
         Comparison(
             Idle("Karta", karta(), "grpc_calls:IdleSessions", count=size.idle, sessions=size.idle),
             Idle("bare grpc.aio", bare, "grpc_calls:BareIdleWatches", count=size.idle, watches=size.idle),
-            # An idle session holds no memory: a twentieth of a stream is what can be told from nothing.
+            # Nothing is the aim; a twentieth of a stream is what can be told from it. What grows to a limit while
+            # the first thousands of sessions are made, like SQLite's page cache, is in the figure too.
             (Metric("P9-session", "memory of an idle session / an idle bare stream", "bytes", 0.05, value, False),),
         ),
         Comparison(

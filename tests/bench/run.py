@@ -23,7 +23,7 @@ from tests.bench.rows import Comparison, Metric, comparisons
 from tests.bench.sides import SETTINGS, Sample
 
 Pair = tuple[Sample, Sample]
-_DURABILITY = "SQLite, WAL, synchronous=FULL: the default; durable before visible"
+_DURABILITY = "SQLite, WAL, synchronous=FULL; durable before visible"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.output.write_text(json.dumps(results, indent=1) + "\n")
     chart.write(results, options.output.with_suffix(".svg"))
     if options.docs:
-        chart.write_docs(results, ROOT / "docs")
+        chart.write_docs(results | {"rows": _all(rows, quick=options.quick)}, ROOT / "docs")
     return int(failed)
 
 
@@ -130,6 +130,13 @@ def _head(metric: Metric) -> dict[str, Any]:
 
 def _not_run(metric: Metric, why: str) -> dict[str, Any]:
     return _head(metric) | {"ratio": None, "low": None, "high": None, "met": False, "not_run": why}
+
+
+def _all(rows: Sequence[dict[str, Any]], *, quick: bool) -> list[dict[str, Any]]:
+    """Return a row for every metric there is."""
+    made = {row["id"]: row for row in rows}
+    metrics = [metric for comparison in comparisons(quick=quick) for metric in comparison.metrics]
+    return [made.get(metric.id) or _not_run(metric, "left out of this run") for metric in metrics]
 
 
 def _line(row: dict[str, Any]) -> str:
