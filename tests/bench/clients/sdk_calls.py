@@ -1,6 +1,5 @@
 """Claude Code driven by ClaudeSDKClient alone, with the options that matter as Karta sets them."""
 
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,8 @@ class SdkTurns:
 
     async def open(self) -> None:
         """Start Claude Code in a folder of its own."""
-        self._folder = tempfile.TemporaryDirectory(prefix="karta-bench-sdk-", ignore_cleanup_errors=True)
-        folder = Path(self._folder.name)
-        (folder / "project").mkdir()
+        folder = Path.home() / "claude"  # The client's home is a temporary folder of the runner.
+        (folder / "project").mkdir(parents=True)
         options = ClaudeAgentOptions(
             cwd=folder / "project",
             env=offline_environment(folder / "home", self._address),
@@ -36,7 +34,6 @@ class SdkTurns:
     async def close(self) -> None:
         """End Claude Code."""
         await self._client.disconnect()
-        self._folder.cleanup()
 
     async def run(self) -> dict[str, Any]:
         """Send messages, one after another."""
