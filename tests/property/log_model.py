@@ -26,6 +26,8 @@ class LogModel:
 
     entries: list[Entry] = field(default_factory=list)
     oldest: int = 1
+    farthest: int = 1
+    """How far `oldest` may have moved by trims whose result is not known yet."""
     exists: bool = True
     turn_id: str = ""
     fence: int = 0

@@ -222,6 +222,14 @@ class LogMachine(RuleBasedStateMachine):
                     assert frames is not None, "a cursor was not woken"
                     assert frames.first == first
                     self.compare(index, v1.EventFrame.FromString(frames.data), model.between(first, frames.last))
+                # What is kept in memory begins here, or nearby: others join on either side of it.
+                for after in range(max(model.oldest - 1, first - 3), model.latest):
+                    async with self.log.watch(self.names[index], after) as joining:
+                        frames = await joining.next(0)
+                        assert frames is not None
+                        assert frames.first == after + 1
+                        found = v1.EventFrame.FromString(frames.data)
+                        self.compare(index, found, model.between(after + 1, frames.last))
 
         self.groups += 1
         self.run(wake())
@@ -310,7 +318,8 @@ class LogMachine(RuleBasedStateMachine):
             return model.fence
         if write.how == "trim":
             # Others may share the transaction, and what it adds is kept; `read_trimmed` asks what it came to.
-            return range(model.oldest, model.trimmed_to(write.keep, self.since(write)).stop)
+            model.farthest = max(model.farthest, *model.trimmed_to(write.keep, self.since(write)))
+            return range(model.oldest, model.farthest + 1)
         if write.how == "both":
             if not other.exists:
                 return NOT_FOUND
@@ -333,9 +342,9 @@ class LogMachine(RuleBasedStateMachine):
             session = await self.store.sessions.get(name)
             assert (session is not None) == model.exists
             if session is not None:
-                assert model.oldest <= session.oldest_sequence <= max(model.latest, 1)
+                assert model.oldest <= session.oldest_sequence <= model.farthest
                 assert session.latest_sequence == model.latest
-                model.oldest = session.oldest_sequence
+                model.oldest = model.farthest = session.oldest_sequence
 
     @precondition(lambda self: self.names)
     @rule(at=which, keep=st.integers(0, 12), age=st.sampled_from([0, 0, 1, 50, 300]))
@@ -352,7 +361,7 @@ class LogMachine(RuleBasedStateMachine):
                 assert _outcome(result) == NOT_FOUND
                 return
             assert result in model.trimmed_to(keep, since), (result, model.trimmed_to(keep, since))
-            model.oldest = result  # type: ignore[assignment]
+            model.oldest = model.farthest = result  # type: ignore[assignment]
 
         self.run(trim())
 
@@ -389,10 +398,7 @@ class LogMachine(RuleBasedStateMachine):
         assert position <= last <= model.latest
         if last == position:
             assert position == model.latest, f"nothing came behind {position}, and {model.latest} are there"
-        first = position + 1
-        # Behind 0 is from the oldest on; what is kept in memory may begin before.
-        if position == 0 and (not frame.events or frame.events[0].sequence >= model.oldest):
-            first = model.oldest
+        first = position + 1 if position else _first(frame, model)
         self.compare(watcher.index, frame, model.between(first, last, watcher.kinds))
         watcher.position[0] = last
 
@@ -411,7 +417,8 @@ class LogMachine(RuleBasedStateMachine):
             return
         assert model.exists
         assert frames.latest_sequence == model.latest
-        self.compare(index, frames, model.between(max(after + 1, model.oldest), model.latest, kinds))
+        first = after + 1 if after else _first(frames, model)
+        self.compare(index, frames, model.between(first, model.latest, kinds))
 
     async def compare_all(self) -> None:
         for index in range(len(self.names)):
@@ -431,6 +438,12 @@ def _events(batch: Batch) -> list[v1.Event]:
         v1.Event(text=v1.TextDelta(text=text)) if kind == "text" else v1.Event(reasoning=v1.ReasoningDelta(text=text))
         for kind, text in batch
     ]
+
+
+def _first(frame: v1.EventFrame, model: LogModel) -> int:
+    """Return where a stream from the beginning begins: at the oldest event, or before, as long as other watchers
+    keep it in memory."""
+    return min(model.oldest, *(event.sequence for event in frame.events[:1]), model.oldest)
 
 
 def _outcome(result: Any) -> Any:
