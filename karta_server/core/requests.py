@@ -58,9 +58,18 @@ def once(tx: Tx, caller: Caller, request: MutatingRequest, answer: type[R], act:
     if known is not None:
         return _answer(known, caller, request, answer)
     response = act()
-    recorded = Recorded(_fingerprint(caller, request), response.SerializeToString())
+    recorded = Recorded(_fingerprint(caller, request), response.SerializeToString(), _session_of(response))
     tx.requests.put(caller.tenant_id, caller.principal, request.request_id, recorded)
     return response
+
+
+def _session_of(response: Message) -> str:
+    """Return the session whose content is in an answer: with the session, its answers are deleted too."""
+    for field in ("session", "turn", "input_request"):
+        if field in response.DESCRIPTOR.fields_by_name:
+            session_id: str = getattr(response, field).session_id
+            return session_id
+    return ""
 
 
 def _answer(known: Recorded, caller: Caller, request: MutatingRequest, answer: type[R]) -> R:

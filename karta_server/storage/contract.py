@@ -45,6 +45,8 @@ class Recorded(NamedTuple):
 
     fingerprint: bytes
     response: bytes
+    session_id: str = ""
+    """The session that the answer tells of, and that it is deleted with. Not read back."""
 
 
 class Frames(NamedTuple):

@@ -129,14 +129,6 @@ async def check_gone(api: Api, made: Made) -> None:
     assert not (await api.inputs.ListInputRequests(v1.ListInputRequestsRequest())).input_requests
 
 
-kept_answers = pytest.mark.xfail(
-    strict=True,
-    reason="The answer of StartTurn that is kept for its request_id holds the message, and outlives the session: "
-    "table requests has it for a day, and the same request_id gets it back. Deleting has to remove it too.",
-)
-
-
-@kept_answers
 async def test_no_row_holds_anything_of_it(project: Path, environment: dict[str, str]) -> None:
     """The fault: what was said stays in the database behind the answers. What is proved: no row of any table holds
     it, answers to request_ids, which are kept for a day, included."""
@@ -160,7 +152,7 @@ async def counts_without(server: Launched, names: tuple[str, ...]) -> dict[str, 
         await asyncio.sleep(0.05)
 
 
-@pytest.mark.parametrize("request_ids", [False, pytest.param(True, marks=kept_answers)])
+@pytest.mark.parametrize("request_ids", [False, True])
 async def test_the_file_and_the_memory_do_not_grow(
     project: Path, environment: dict[str, str], request_ids: bool
 ) -> None:

@@ -9,14 +9,22 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import grpc
 from launched import memory_mib
+from server_api import Api
 from serving import dev_serve
+from watch_clients import SMALL_WINDOW
+
+from karta import v1
 
 CLIENTS = Path(__file__).with_name("watch_clients.py")
 SAMPLE_SECONDS = 0.2
-# Two streams a watcher, with gRPC's own state.
-MIB_A_WATCHER = 0.35
+# On its way to a watcher is one frame of up to half a MiB; gRPC has state of its own for a watcher's two streams.
+MIB_A_WATCHER = 0.6
 MIB_BASE = 80
+SLOW = 40
+SLOW_TURNS = 60
+SLOW_TEXT_BYTES = 200_000
 
 
 async def watch(environment: dict[str, str], address: str, count: int, pid: int) -> tuple[dict[str, Any], float]:
@@ -74,6 +82,35 @@ async def test_nothing_is_lost_and_nobody_waits_for_the_slow(
         assert first_peak - before < MIB_BASE + MIB_A_WATCHER * watchers
         assert second_peak < first_peak * 1.15 + 10, "a second time needs more"
         assert second_after < first_after * 1.15 + 10, "what watchers left stays"
+
+
+async def test_what_nobody_reads_is_not_kept(project: Path, environment: dict[str, str]) -> None:
+    """The fault: clients that open streams and never read them. What is proved: the server holds a frame or so for
+    each and not all that it has for them, which is more than ten times the bound."""
+    with dev_serve(project, environment, "--listen", "127.0.0.1:0", "--log-level", "warning") as served:
+        async with grpc.aio.insecure_channel(served.address) as channel:
+            api = Api(channel)
+            session = await api.create()
+            await api.send(session, "warm up")
+            before = memory_mib(served.process.pid)
+            channels = [
+                grpc.aio.insecure_channel(served.address, options=[*SMALL_WINDOW, ("number", number)])
+                for number in range(SLOW)
+            ]
+            watch = v1.WatchSessionRequest(session_id=session.session_id, follow=True)
+            streams = [Api(each).sessions.WatchSession(watch) for each in channels]
+            for stream in streams:
+                await stream.read()
+            peak = 0.0
+            for _ in range(SLOW_TURNS):
+                await api.send(session, "x" * SLOW_TEXT_BYTES)
+                peak = max(peak, memory_mib(served.process.pid))
+            size = sum(event.ByteSize() for event in await api.events(session)) / 2**20
+            for each in channels:
+                await each.close()
+    print(f"\n{SLOW} streams that nobody reads, {size:.0f} MiB for each: {before:.0f} MiB before, {peak:.0f} peak")
+    assert size * SLOW > 10 * (MIB_BASE + MIB_A_WATCHER * SLOW), "that is no load"
+    assert peak - before < MIB_BASE + MIB_A_WATCHER * SLOW
 
 
 def check(result: dict[str, Any], watchers: int) -> None:

@@ -24,7 +24,7 @@ PACE_SECONDS = 0.015
 LATE_CHECKS = 20
 STEP_SECONDS = 200
 # A window that does not grow: what is not read stays in the server.
-_SMALL_WINDOW = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 65536)]
+SMALL_WINDOW = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 65536)]
 _OWN = ("grpc.use_local_subchannel_pool", 1)
 
 
@@ -65,7 +65,7 @@ class Clients:
 
     async def run(self) -> dict[str, Any]:
         session = (await self._all[0].CreateSession(v1.CreateSessionRequest())).session
-        slow_channel = self._channel(-1, *_SMALL_WINDOW)
+        slow_channel = self._channel(-1, *SMALL_WINDOW)
         slow = SessionServiceStub(slow_channel).WatchSession(request(session))
         idle = await self._watch_idle()
         digests = [Digest() for _ in range(self._count)]

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, settings
 
 settings.register_profile(
     "karta",
-    max_examples=int(os.environ.get("PYTEST_EXAMPLES", "60")),
+    max_examples=int(os.environ.get("PYTEST_EXAMPLES", "100")),
     stateful_step_count=40,
     deadline=None,
     print_blob=True,

@@ -127,7 +127,8 @@ class SessionServiceServicer(object):
 
     def DeleteSession(self, request, context):
         """Cancels what runs, and removes the session with its turns, input requests
-        and log. Watchers end with SESSION_NOT_FOUND. Errors: SESSION_NOT_FOUND.
+        and log, and what its request_ids were answered. Watchers end with
+        SESSION_NOT_FOUND. Errors: SESSION_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

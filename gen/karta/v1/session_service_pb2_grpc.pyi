@@ -54,7 +54,8 @@ class SessionServiceStub:
     """
     DeleteSession: _grpc.UnaryUnaryMultiCallable[_session_service_pb2.DeleteSessionRequest, _session_service_pb2.DeleteSessionResponse]
     """Cancels what runs, and removes the session with its turns, input requests
-    and log. Watchers end with SESSION_NOT_FOUND. Errors: SESSION_NOT_FOUND.
+    and log, and what its request_ids were answered. Watchers end with
+    SESSION_NOT_FOUND. Errors: SESSION_NOT_FOUND.
     """
     AddParticipant: _grpc.UnaryUnaryMultiCallable[_session_service_pb2.AddParticipantRequest, _session_service_pb2.AddParticipantResponse]
     """Adds a participant. The same participant again is no change. Errors:
@@ -102,7 +103,8 @@ class SessionServiceAsyncStub(SessionServiceStub):
     """
     DeleteSession: _aio.UnaryUnaryMultiCallable[_session_service_pb2.DeleteSessionRequest, _session_service_pb2.DeleteSessionResponse]  # type: ignore[assignment]
     """Cancels what runs, and removes the session with its turns, input requests
-    and log. Watchers end with SESSION_NOT_FOUND. Errors: SESSION_NOT_FOUND.
+    and log, and what its request_ids were answered. Watchers end with
+    SESSION_NOT_FOUND. Errors: SESSION_NOT_FOUND.
     """
     AddParticipant: _aio.UnaryUnaryMultiCallable[_session_service_pb2.AddParticipantRequest, _session_service_pb2.AddParticipantResponse]  # type: ignore[assignment]
     """Adds a participant. The same participant again is no change. Errors:
@@ -177,7 +179,8 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_session_service_pb2.DeleteSessionResponse, _abc.Awaitable[_session_service_pb2.DeleteSessionResponse]]:
         """Cancels what runs, and removes the session with its turns, input requests
-        and log. Watchers end with SESSION_NOT_FOUND. Errors: SESSION_NOT_FOUND.
+        and log, and what its request_ids were answered. Watchers end with
+        SESSION_NOT_FOUND. Errors: SESSION_NOT_FOUND.
         """
 
     @_abc_1.abstractmethod

@@ -51,6 +51,7 @@ class RequestRow(NamedTuple):
     request_id: str
     fingerprint: bytes
     response: bytes
+    session_id: str
     create_time: int
 
 

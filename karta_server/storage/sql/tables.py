@@ -158,6 +158,8 @@ requests = Table(
     _key("request_id"),
     _bytes("fingerprint"),
     _bytes("response"),
+    _text("session_id"),
     _number("create_time"),
     Index("requests_by_create_time", "create_time"),
+    Index("requests_by_session", "tenant_id", "session_id"),
 )

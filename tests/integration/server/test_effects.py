@@ -118,10 +118,17 @@ async def test_a_repeated_request_gets_its_answer_whatever_changed_since(api: Ap
     session = await api.create(request_id="make")
     turn = await api.start(session, "hello", request_id="say")
     await api.wait(turn)
-    await api.sessions.DeleteSession(v1.DeleteSessionRequest(session_id=session.session_id, request_id="delete"))
+    archived = v1.Session(session_id=session.session_id, state=v1.SESSION_STATE_ARCHIVED)
+    mask = field_mask_pb2.FieldMask(paths=["state"])
+    await api.sessions.UpdateSession(v1.UpdateSessionRequest(session=archived, update_mask=mask))
     assert (await api.start(session, "hello", request_id="say")).turn_id == turn.turn_id
     assert (await api.create(request_id="make")).session_id == session.session_id
-    await api.sessions.DeleteSession(v1.DeleteSessionRequest(session_id=session.session_id, request_id="delete"))
+    delete = v1.DeleteSessionRequest(session_id=session.session_id, request_id="delete")
+    await api.sessions.DeleteSession(delete)
+    await api.sessions.DeleteSession(delete)
+    with Refused(grpc.StatusCode.NOT_FOUND, "SESSION_NOT_FOUND"):
+        # What the answer told of is deleted, and so is the answer.
+        await api.start(session, "hello", request_id="say")
 
 
 async def test_a_refused_deletion_stops_nothing(api: Api) -> None:

@@ -117,6 +117,8 @@ def _create_requests() -> None:
         *_key("tenant_id", "principal", "request_id"),
         _bytes("fingerprint"),
         _bytes("response"),
+        _text("session_id"),
         _number("create_time"),
     )
     op.create_index("requests_by_create_time", "requests", ["create_time"])
+    op.create_index("requests_by_session", "requests", ["tenant_id", "session_id"])
