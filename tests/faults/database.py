@@ -12,7 +12,7 @@ import wire
 from karta import v1
 
 ACTIVE = (v1.TURN_STATE_RUNNING, v1.TURN_STATE_INPUT_REQUIRED)
-_OF_SESSIONS = ("turns", "inputs", "event_chunks", "session_metadata", "session_memories")
+_OF_SESSIONS = ("turns", "inputs", "event_chunks", "session_metadata", "session_memories", "requests")
 
 
 class Contents(NamedTuple):
@@ -41,7 +41,9 @@ def examine(path: Path) -> Contents:
         sessions = dict(_rows(connection, "SELECT session_id, latest_sequence FROM sessions"))
         for table in _OF_SESSIONS:
             rows = _rows(connection, f"SELECT DISTINCT session_id FROM {table}")
-            assert {session for (session,) in rows} <= set(sessions), f"{table} has rows of sessions that are gone"
+            assert {session for (session,) in rows if session} <= set(sessions), (
+                f"{table} has rows of sessions that are gone"
+            )
         twice = _rows(
             connection,
             f"SELECT session_id, count(*) FROM turns WHERE state IN {ACTIVE} GROUP BY 1 HAVING count(*) > 1",

@@ -186,8 +186,13 @@ async def read_log(caller: Caller, session_id: str, count: int) -> list[bytes]:
 
 async def repeat(caller: Caller, clients: Clients, used: set[str]) -> None:
     """Send again what the dead server may or may not have done, and look at what it comes to."""
-    await checker.repeat_requests(caller, clients.new_creations)
-    await checker.check_creations(caller, clients.new_creations)
+    # With a session go the answers that tell of it: asked for again, it would be made anew.
+    gone = {session_id for session_id, known in clients.known.items() if known.deleting}
+    creations = [
+        sent for sent in clients.new_creations if sent.answer is None or sent.answer.session.session_id not in gone
+    ]
+    await checker.repeat_requests(caller, creations)
+    await checker.check_creations(caller, creations)
     living = [clients.known[session_id] for session_id in used if not clients.known[session_id].deleting]
     deleting = [clients.known[session_id] for session_id in used if clients.known[session_id].deleting]
     for known in living:
