@@ -14,6 +14,8 @@ from karta import v1
 from karta_server.config import load
 from karta_server.errors import KartaError
 from karta_server.server import Server
+from karta_server.storage.contract import SessionKey
+from karta_server.storage.sql.store import SqlStore
 
 ASKS = script([{"tool": "Bash", "input": {"command": "date"}}], [{"text": "done"}])
 SLOW = script([{"text": "one two three four", "pace": 0.2}])
@@ -201,3 +203,54 @@ async def test_a_repeated_command_of_a_turn_that_is_over_does_not_hold_the_strea
     while (response := await stream.read()) is not grpc.aio.EOF:
         results.append(response.command_result)
     assert results[-1].turn_started.turn.turn_id == turn.turn_id
+
+
+class _RolledBackError(Exception):
+    """Ends the first run of a unit."""
+
+
+async def test_units_may_run_twice(api: Api, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A group that could not be committed is tried again, unit by unit: nothing may be there twice."""
+    write: Callable[..., Awaitable[Any]] = server._store.write
+
+    async def twice(unit: Callable[[Any], Any], *keys: Any) -> Any:
+        def first(tx: Any) -> None:
+            unit(tx)
+            raise _RolledBackError
+
+        with pytest.raises((_RolledBackError, KartaError)):
+            await write(first, *keys)
+        return await write(unit, *keys)
+
+    monkeypatch.setattr(server._store, "write", twice)
+    session = await api.create(participants=[v1.Participant(participant_id="al")], metadata={"a": "1"})
+    assert [participant.participant_id for participant in session.participants] == ["al"]
+    turn = await api.send(session, ASKS, participant_id="al")
+    (request,) = await api.pending(session)
+    await api.respond(request, allow=v1.Allow())
+    assert (await api.wait(turn)).text == "done"
+    events = await api.events(session)
+    assert [event.sequence for event in events] == list(range(1, len(events) + 1))
+    for kind in ("session_created", "message_received", "input_required", "input_resolved", "turn_finished"):
+        assert kinds(events).count(kind) == 1, kind
+
+
+async def test_a_drain_loses_no_turn_that_is_just_claimed(
+    api: Api, server: Server, slow_commits: Callable[[], None], project: Path
+) -> None:
+    session = await api.create()
+    active = await api.start(session, script([{"delay": 0.2}]))
+    queued = await api.start(session, "next")
+    slow_commits()
+    await api.wait(active)
+    await server.stop(5)
+    store = SqlStore(project / ".karta" / "karta.db")
+    await store.open()
+    try:
+        key = SessionKey("default", session.session_id)
+        found = await store.turns.get(key, queued.turn_id)
+        assert found is not None
+        assert found.state in (v1.TURN_STATE_QUEUED, v1.TURN_STATE_COMPLETED)
+        assert not await store.write(lambda tx: tx.turns.claims())
+    finally:
+        await store.close()

@@ -387,3 +387,21 @@ def test_the_title_is_one_short_line() -> None:
     assert len(request.title) == MAX_TITLE_CHARACTERS
     assert json.loads(request.tool_input) == {"command": "x\n" * 1000}
     assert to_request("Bash", {}, context(title="May Claude run this?")).title == "May Claude run this?"
+
+
+async def test_a_permission_for_the_session_holds_in_turns_only() -> None:
+    approvals = Approvals()
+    asked: asyncio.Queue[v1.InputRequest] = asyncio.Queue()
+    ours = True
+    approvals.begin_turn(asked.put, lambda: ours)
+    deciding = asyncio.create_task(approvals.decide("Bash", {"n": 1}, context()))
+    await asked.get()
+    approvals.answer(answered("t1", allow=v1.Allow(scope=v1.ALLOW_SCOPE_SESSION)))
+    assert await deciding == PermissionResultAllow(updated_input={"n": 1})
+    assert await approvals.decide("Bash", {"n": 2}, context()) == PermissionResultAllow(updated_input={"n": 2})
+    ours = False
+    background = asyncio.create_task(approvals.decide("Bash", {"n": 3}, context()))
+    await asked.get()
+    approvals.end_turn()
+    assert isinstance(await background, PermissionResultDeny)
+    assert isinstance(await approvals.decide("Bash", {"n": 4}, context()), PermissionResultDeny)
