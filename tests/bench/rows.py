@@ -67,31 +67,33 @@ def comparisons(*, quick: bool) -> list[Comparison]:
     """Return all comparisons, in the order of their ids."""
     size = _Sizes(quick)
     turns = {"turns": 32, "pieces": size.pieces}
-    imports = Command("import grpc, protobuf", sys.executable, "-c", "import grpc, google.protobuf", times=size.starts)
-    persisted = ("grpc_calls:Turns", turns)
+    return [*_streaming(turns), *_calls_and_reads(size, turns), *_idle_and_starts(size)]
+
+
+def _streaming(turns: dict[str, int]) -> list[Comparison]:
     return [
         Comparison(
-            Served("Karta", karta(), persisted[0], **turns),
+            Served("Karta", karta(), "grpc_calls:Turns", **turns),
             Served("bare grpc.aio, one event a message", bare, "grpc_calls:BareTurns", **turns),
             (Metric("P1", "persisted streaming of 32 turns / bare grpc.aio", "events/s", 4, rate),),
         ),
         Comparison(
-            Served("Karta", karta(), persisted[0], **turns),
-            Served("Karta, log off", karta("memory"), persisted[0], **turns),
+            Served("Karta", karta(), "grpc_calls:Turns", **turns),
+            Served("Karta, log off", karta("memory"), "grpc_calls:Turns", **turns),
             (Metric("P2", "persisted streaming of 32 turns / the same with the log off", "events/s", 0.65, rate),),
         ),
         Comparison(
-            Served("Karta", karta(), persisted[0], **turns),
+            Served("Karta", karta(), "grpc_calls:Turns", **turns),
             Served("sse-starlette", sse("sse-starlette"), "http_calls:SseTurns", **turns),
             (Metric("P3", "persisted streaming of 32 turns / sse-starlette, unpersisted", "events/s", 2.5, rate),),
         ),
         Comparison(
-            Served("Karta", karta(), persisted[0], **turns),
+            Served("Karta", karta(), "grpc_calls:Turns", **turns),
             Served("FastAPI SSE", sse("fastapi"), "http_calls:SseTurns", **turns),
             (Metric("P3-fastapi", "persisted streaming of 32 turns / FastAPI's SSE", "events/s", 2.5, rate),),
         ),
         Comparison(
-            Served("Karta", karta(), persisted[0], **turns),
+            Served("Karta", karta(), "grpc_calls:Turns", **turns),
             Served("karta-runtime 0.1.0, SSE", upstream, "http_calls:UpstreamTurns", **turns),
             (
                 Metric("P4", "persisted streaming of 32 turns / karta-runtime 0.1.0's SSE", "events/s", 5, rate),
@@ -105,6 +107,11 @@ def comparisons(*, quick: bool) -> list[Comparison]:
                 ),
             ),
         ),
+    ]
+
+
+def _calls_and_reads(size: "_Sizes", turns: dict[str, int]) -> list[Comparison]:
+    return [
         Comparison(
             Served("Karta", karta(), "grpc_calls:Callers", callers=32, turns=size.calls),
             Served("karta-runtime 0.1.0, unary", upstream, "http_calls:UpstreamCallers", callers=32, turns=size.calls),
@@ -117,7 +124,7 @@ def comparisons(*, quick: bool) -> list[Comparison]:
         ),
         Comparison(
             Served("Karta, finished session", karta(), "grpc_calls:CatchUp", turns=size.history, pieces=20_000),
-            Served("Karta, log off, live", karta("memory"), persisted[0], **turns),
+            Served("Karta, log off, live", karta("memory"), "grpc_calls:Turns", **turns),
             (Metric("P7", "reading a finished session / live streaming with the log off", "events/s", 4, rate),),
         ),
         Comparison(
@@ -127,6 +134,12 @@ def comparisons(*, quick: bool) -> list[Comparison]:
             ),
             (Metric("P8", "one turn to 100 watchers / one message an event", "events/s", 5, rate),),
         ),
+    ]
+
+
+def _idle_and_starts(size: "_Sizes") -> list[Comparison]:
+    imports = Command("import grpc, protobuf", sys.executable, "-c", "import grpc, google.protobuf", times=size.starts)
+    return [
         Comparison(
             Idle("Karta", karta(), "grpc_calls:IdleWatches", count=size.idle, watches=size.idle),
             Idle("bare grpc.aio", bare, "grpc_calls:BareIdleWatches", count=size.idle, watches=size.idle),
